@@ -1,0 +1,155 @@
+/* api.h -- what Python may call. Read twice: by the C compiler, and by cffi as its cdef, so that the
+ * two cannot drift: no #include and no #ifdef below this comment's end; fixed-width types only.
+ *
+ * Results: >= 0, or -errno. C never calls into Python. Descriptors are borrowed: Python opens them, and
+ * closes them after the call that gives them back has returned.
+ */
+
+/* ---- drivers ---- */
+
+int32_t aiofs_driver_count(void);
+const char *aiofs_driver_name(int32_t index);        /* NULL past the end */
+const char *aiofs_driver_description(int32_t index);
+/* 0 when this machine can run it; else -errno, and a sentence in why. -ENOENT for an unknown name. */
+int32_t aiofs_driver_probe(const char *name, char *why, uint32_t size);
+
+/* ---- the AIO layer by itself: a queue on a driver. One thread per queue. ---- */
+
+typedef struct aiofs_queue aiofs_queue;
+
+typedef struct {
+    uint64_t id;      /* the caller's; comes back with the result */
+    int32_t op;       /* 0 read, 1 write, 2 fsync (fdatasync), 3 truncate to offset */
+    int32_t fd;       /* a descriptor given to aiofs_queue_attach */
+    int64_t offset;   /* bytes */
+    uint64_t length;  /* bytes */
+    void *buffer;     /* length bytes, valid until the io is reaped or taken back */
+    int64_t result;   /* set by reap: bytes, or -errno */
+} aiofs_io;
+
+/* depth: 1 .. 4096 ios accepted and not yet reaped. */
+int32_t aiofs_queue_open(aiofs_queue **out, const char *driver, uint32_t depth);
+int32_t aiofs_queue_attach(aiofs_queue *q, int32_t fd);
+/* -EBUSY while ios on fd are in flight. */
+int32_t aiofs_queue_detach(aiofs_queue *q, int32_t fd);
+/* Accepts a prefix of ios[0..n) and returns its length; fewer than n: the queue is full. An id that is
+ * in flight is refused with -EEXIST (nothing accepted), an fd not attached with -EBADF. */
+int32_t aiofs_queue_submit(aiofs_queue *q, const aiofs_io *ios, uint32_t n);
+/* Up to max finished ios into out, waiting up to timeout_ms (-1: no limit, 0: not at all) for the first. */
+int32_t aiofs_queue_reap(aiofs_queue *q, aiofs_io *out, uint32_t max, int32_t timeout_ms);
+/* Wait until everything accepted has finished; the results stay to be reaped. 0 or -ETIME. */
+int32_t aiofs_queue_flush(aiofs_queue *q, int32_t timeout_ms);
+/* 0: taken back, will not be reaped. -EALREADY: it runs or has finished, reap will return it.
+ * -ENOENT: no such id is in flight. */
+int32_t aiofs_queue_cancel(aiofs_queue *q, uint64_t id);
+int32_t aiofs_queue_in_flight(aiofs_queue *q);
+/* -EBUSY while something is in flight. */
+int32_t aiofs_queue_close(aiofs_queue *q);
+
+/* ---- the data plane ---- */
+
+typedef struct aiofs_plane aiofs_plane;
+
+typedef struct {
+    int32_t fuse_fd;      /* /dev/fuse, or a SOCK_SEQPACKET socket in tests; made non-blocking */
+    int32_t forward_fd;   /* SOCK_SEQPACKET, the other end is pyfuse3's */
+    int32_t control_fd;   /* SOCK_SEQPACKET, commands in, answers out */
+    uint32_t queue_depth; /* 1 .. 4096 requests in work at once */
+    uint32_t max_images;  /* images that can be registered at once */
+    uint32_t merge;       /* 0 or 1 */
+    uint32_t look_us;     /* how long the adaptive look for work before a sleep may last; 0: never */
+} aiofs_config;
+
+/* How an image is served (aiofs_command.flags). */
+enum {
+    AIOFS_IMAGE_DIRECT = 1,   /* opened with O_DIRECT; block_size says its alignment in bytes */
+    AIOFS_IMAGE_NO_FSYNC = 2, /* cache mode unsafe: FSYNC is answered without being done */
+    AIOFS_IMAGE_BLOCKDEV = 4  /* a block device: it cannot grow */
+};
+
+/* Commands on control_fd, answered one by one, in any order, by aiofs_answer with the same id. */
+enum {
+    AIOFS_REGISTER = 1,   /* serve `node` from now on: fd, tail_fd, driver, flags, block_size, error */
+    AIOFS_UNREGISTER = 2, /* stop serving it; answered when nothing of it is in flight any more */
+    AIOFS_TRUNCATE = 3,   /* wait for all before it, set the size to `size` bytes, then let later ones go */
+    AIOFS_OPEN_DRIVER = 4 /* make driver's queue ready, so that its errors show at mount */
+};
+
+typedef struct {
+    uint64_t id;
+    uint64_t node;
+    int64_t size;
+    uint32_t verb;
+    int32_t fd;          /* READ, WRITE and FSYNC of the image go here */
+    int32_t tail_fd;     /* DIRECT only: the same file, buffered with O_DSYNC, for a tail that is no whole block */
+    int32_t driver;      /* index in the table of drivers */
+    uint32_t flags;
+    uint32_t block_size; /* bytes, a power of two, 1 for buffered images */
+    int32_t error;       /* a sticky fsync error (-errno) from an earlier registration, or 0 */
+    uint32_t pad;
+} aiofs_command;
+
+typedef struct {
+    uint64_t id;
+    int64_t result; /* REGISTER: the image's slot; UNREGISTER: the sticky fsync error or 0; else 0; or -errno */
+} aiofs_answer;
+
+/* Counters are written by the data plane's thread only and read by others at any time; each value is
+ * current or a moment old. */
+typedef struct {
+    uint64_t requests_read, requests_write, requests_fsync, requests_truncate;
+    uint64_t ios_read, ios_write, ios_fsync;
+    uint64_t merged;        /* requests that joined another one's io */
+    uint64_t bytes_read, bytes_written;
+    uint64_t errors;        /* requests answered with an errno */
+    uint64_t waits;         /* requests that waited for an overlapping one */
+    uint64_t unaligned;     /* requests that had to be padded */
+    uint64_t retries;       /* ios done again: split, short, EINTR, EAGAIN */
+    uint64_t in_flight;     /* requests in work now */
+    int64_t sticky_error;   /* -errno of a failed fsync, or 0 */
+} aiofs_image_counters;
+
+typedef struct {
+    uint64_t requests;      /* messages read from the kernel */
+    uint64_t forwarded;     /* of them passed to the control plane */
+    uint64_t refused;       /* malformed messages */
+    uint64_t batches;       /* submits that carried at least one io */
+    uint64_t batch_ios[13]; /* batches by ios: [k] holds 2^k .. 2^(k+1)-1 */
+    uint64_t sleeps;        /* waits in which the thread slept */
+    uint64_t looks;         /* sleeps that were avoided by looking a little longer */
+    uint64_t in_flight;     /* requests in work now */
+} aiofs_plane_counters;
+
+/* Checks the configuration, allocates everything. 0 and *out, or -errno. */
+int32_t aiofs_open(aiofs_plane **out, const aiofs_config *config);
+/* Serve until the kernel unmounts (returns 0) or aiofs_stop is called (returns 1), in-flight requests
+ * finished in both cases; or -errno. Call it in a thread of its own; blocks all signals there. */
+int32_t aiofs_run(aiofs_plane *plane);
+/* Read no more requests, finish what is in flight, return from aiofs_run. Any thread, any number of times. */
+int32_t aiofs_stop(aiofs_plane *plane);
+/* After aiofs_run has returned. */
+void aiofs_close(aiofs_plane *plane);
+
+const aiofs_plane_counters *aiofs_counters(aiofs_plane *plane);
+/* Valid while the image that got this slot is registered. NULL for a slot out of range. */
+const aiofs_image_counters *aiofs_counters_of(aiofs_plane *plane, int64_t slot);
+/* The kernel's INIT request and the answer it got, for a successor; bytes copied, or -ENODATA, -ERANGE. */
+int32_t aiofs_init_exchange(aiofs_plane *plane, int32_t reply, void *buffer, uint32_t size);
+
+/* ---- system calls that Python lacks ---- */
+
+/* openat2(2) beneath root_fd: RESOLVE_BENEATH | NO_SYMLINKS | NO_MAGICLINKS | NO_XDEV. O_CLOEXEC is added.
+ * A descriptor, or -errno. */
+int32_t aiofs_open_beneath(int32_t root_fd, const char *path, uint64_t flags, uint64_t mode);
+/* renameat2(2). */
+int32_t aiofs_rename(int32_t old_dir, const char *old_name, int32_t new_dir, const char *new_name, uint32_t flags);
+
+typedef struct {
+    int64_t birth_ns;       /* stx_btime in nanoseconds since 1970, 0 when the file system keeps none */
+    uint32_t dio_mem_align; /* STATX_DIOALIGN, bytes; 0: not supported, or not known */
+    uint32_t dio_offset_align;
+    uint32_t dio_known;     /* 1 when the kernel answered STATX_DIOALIGN */
+    uint32_t pad;
+} aiofs_statx_result;
+/* statx(2) of an open descriptor (O_PATH will do). */
+int32_t aiofs_statx(int32_t fd, aiofs_statx_result *out);

@@ -1,0 +1,61 @@
+/* os.c -- system calls that Python's os module lacks, for the control plane. No state. */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/openat2.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <stdint.h>
+#include "api.h"
+
+/* Debian 12's kernel headers have it since 6.1; the field was spare space before. */
+#ifndef STATX_DIOALIGN
+#define STATX_DIOALIGN 0x2000U
+#endif
+
+int32_t aiofs_open_beneath(int32_t root_fd, const char *path, uint64_t flags, uint64_t mode)
+{
+    struct open_how how = {
+        .flags = flags | O_CLOEXEC,
+        .mode = mode,
+        .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV,
+    };
+    long fd;
+
+    /* EAGAIN: a rename elsewhere raced with the walk and the kernel could not prove that the path
+     * stayed beneath (openat2(2)); a few tries settle it. */
+    for (int attempt = 0; attempt < 8; attempt++) {
+        fd = syscall(SYS_openat2, root_fd, path, &how, sizeof how);
+        if (fd >= 0)
+            return (int32_t)fd;
+        if (errno != EAGAIN && errno != EINTR)
+            break;
+    }
+    return -errno;
+}
+
+int32_t aiofs_rename(int32_t old_dir, const char *old_name, int32_t new_dir, const char *new_name,
+                     uint32_t flags)
+{
+    return renameat2(old_dir, old_name, new_dir, new_name, flags) < 0 ? -errno : 0;
+}
+
+int32_t aiofs_statx(int32_t fd, aiofs_statx_result *out)
+{
+    struct statx st;
+
+    memset(out, 0, sizeof *out);
+    if (statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_BTIME | STATX_DIOALIGN, &st) < 0)
+        return -errno;
+    if (st.stx_mask & STATX_BTIME)
+        out->birth_ns = (int64_t)st.stx_btime.tv_sec * 1000000000 + st.stx_btime.tv_nsec;
+    if (st.stx_mask & STATX_DIOALIGN) {
+        out->dio_known = 1;
+        out->dio_mem_align = st.stx_dio_mem_align;
+        out->dio_offset_align = st.stx_dio_offset_align;
+    }
+    return 0;
+}
