@@ -12,13 +12,18 @@ from .plane import (
     driver_names,
     drivers,
 )
+from .queue import Completion, Io, Op, Queue
 
 __all__ = [
     "MAX_QUEUE_DEPTH",
     "MAX_REQUEST_BYTES",
+    "Completion",
     "DataPlane",
     "DriverStatus",
     "ImageSpec",
+    "Io",
+    "Op",
+    "Queue",
     "driver_names",
     "drivers",
 ]

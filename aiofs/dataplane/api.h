@@ -7,9 +7,11 @@
 
 /* ---- drivers ---- */
 
-int32_t aiofs_driver_count(void);
+int32_t aiofs_driver_count(void); /* those for users */
 const char *aiofs_driver_name(int32_t index);        /* NULL past the end */
 const char *aiofs_driver_description(int32_t index);
+/* The place of any driver, `fault` included, in the table (aiofs_command.driver), or -ENOENT. */
+int32_t aiofs_driver_index(const char *name);
 /* 0 when this machine can run it; else -errno, and a sentence in why. -ENOENT for an unknown name. */
 int32_t aiofs_driver_probe(const char *name, char *why, uint32_t size);
 
@@ -136,6 +138,30 @@ const aiofs_image_counters *aiofs_counters_of(aiofs_plane *plane, int64_t slot);
 /* The kernel's INIT request and the answer it got, for a successor; bytes copied, or -ENODATA, -ERANGE. */
 int32_t aiofs_init_exchange(aiofs_plane *plane, int32_t reply, void *buffer, uint32_t size);
 
+/* ---- the fault driver, for tests (drivers/fault.c): one script for the whole process ---- */
+
+typedef struct {
+    int64_t from, to; /* ios that touch bytes from .. to-1; any for fsync and truncate */
+    int64_t result;   /* < 0: fail with it, undone; >= 0: do at most so many bytes and say so */
+    int32_t op;       /* as in aiofs_io */
+    int32_t times;    /* so often; -1: always */
+} aiofs_fault_rule;
+
+typedef struct {
+    int64_t offset;
+    uint64_t length;
+    int32_t op;
+    int32_t fd;
+    uint32_t segments;
+    uint32_t batch; /* ios in the submit that it came with */
+} aiofs_fault_entry;
+
+int32_t aiofs_fault_reset(void);
+int32_t aiofs_fault_hold(int32_t hold); /* 1: nothing finishes until 0 */
+int32_t aiofs_fault_add(const aiofs_fault_rule *rule);
+int32_t aiofs_fault_log(aiofs_fault_entry *out, uint32_t max); /* what was submitted so far, in order */
+int64_t aiofs_fault_overlaps(void); /* ios submitted while one that they overlap was in flight */
+
 /* ---- system calls that Python lacks ---- */
 
 /* openat2(2) beneath root_fd: RESOLVE_BENEATH | NO_SYMLINKS | NO_MAGICLINKS | NO_XDEV. O_CLOEXEC is added.
@@ -153,3 +179,17 @@ typedef struct {
 } aiofs_statx_result;
 /* statx(2) of an open descriptor (O_PATH will do). */
 int32_t aiofs_statx(int32_t fd, aiofs_statx_result *out);
+
+typedef struct {
+    uint64_t dev;           /* of the file system, as in st_dev */
+    uint64_t ino;
+    int64_t size;           /* bytes */
+    int64_t blocks;         /* units of 512 bytes */
+    int64_t atime_ns, mtime_ns, ctime_ns; /* since 1970 */
+    int64_t birth_ns;       /* 0 when the file system keeps none */
+    uint32_t mode, nlink, uid, gid;
+    uint32_t blksize;
+    uint32_t mount_root;    /* 1: something is mounted here */
+} aiofs_stat_result;
+/* statx(2) of name in dir_fd, or of dir_fd itself when name is ""; a symbolic link is not followed. */
+int32_t aiofs_stat(int32_t dir_fd, const char *name, aiofs_stat_result *out);

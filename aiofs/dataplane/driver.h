@@ -43,9 +43,9 @@ struct driver {
      * comes back from reap with the error. Does not block (sync excepted). */
     int (*submit)(struct aio *aio, struct io *const *ios, int n);
 
-    /* A descriptor for an EDGE-triggered epoll (EPOLLIN | EPOLLET): an edge follows every completion
-     * that no reap has returned yet. Nobody reads it. To sleep safely: reap until fewer than max come
-     * back, then wait. */
+    /* A descriptor for an EDGE-triggered epoll (EPOLLIN | EPOLLET): an edge follows the first completion
+     * after a reap that returned fewer than max (or after open); a driver may give more edges than that.
+     * Nobody reads it. To sleep safely: reap until fewer than max come back, then wait. */
     int (*event_fd)(struct aio *aio);
 
     /* Collect up to max finished ios; each accepted io comes back from reap or cancel exactly once, its
@@ -63,7 +63,7 @@ struct driver {
 
 /* drivers/drivers.c: the table, in the order in which `aiofs drivers` shows it. */
 extern const struct driver *const aiofs_driver_table[];
-extern const int aiofs_driver_table_count;
+extern const int aiofs_driver_table_count; /* the last one is `fault`, for tests */
 const struct driver *driver_by_name(const char *name); /* NULL when there is none */
 
 extern const struct driver driver_io_uring;
@@ -71,5 +71,9 @@ extern const struct driver driver_linux;
 extern const struct driver driver_threads;
 extern const struct driver driver_posix;
 extern const struct driver driver_sync;
+extern const struct driver driver_fault;
+
+/* drivers/sync.c: do one io in place, blocking; its result. Any thread. */
+int64_t io_perform(const struct io *io);
 
 #endif

@@ -6,10 +6,10 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
-#include <stdint.h>
-#include "api.h"
+#include "contract.h"
 
 /* Debian 12's kernel headers have it since 6.1; the field was spare space before. */
 #ifndef STATX_DIOALIGN
@@ -57,5 +57,36 @@ int32_t aiofs_statx(int32_t fd, aiofs_statx_result *out)
         out->dio_mem_align = st.stx_dio_mem_align;
         out->dio_offset_align = st.stx_dio_offset_align;
     }
+    return 0;
+}
+
+static int64_t nanoseconds(const struct statx_timestamp *t)
+{
+    return (int64_t)t->tv_sec * 1000000000 + t->tv_nsec;
+}
+
+int32_t aiofs_stat(int32_t dir_fd, const char *name, aiofs_stat_result *out)
+{
+    const int flags = AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT;
+    struct statx st;
+
+    if (statx(dir_fd, name, flags, STATX_BASIC_STATS | STATX_BTIME, &st) < 0)
+        return -errno;
+    *out = (aiofs_stat_result){
+        .dev = makedev(st.stx_dev_major, st.stx_dev_minor),
+        .ino = st.stx_ino,
+        .size = (int64_t)st.stx_size,
+        .blocks = (int64_t)st.stx_blocks,
+        .atime_ns = nanoseconds(&st.stx_atime),
+        .mtime_ns = nanoseconds(&st.stx_mtime),
+        .ctime_ns = nanoseconds(&st.stx_ctime),
+        .birth_ns = st.stx_mask & STATX_BTIME ? nanoseconds(&st.stx_btime) : 0,
+        .mode = st.stx_mode,
+        .nlink = st.stx_nlink,
+        .uid = st.stx_uid,
+        .gid = st.stx_gid,
+        .blksize = st.stx_blksize,
+        .mount_root = st.stx_attributes & STATX_ATTR_MOUNT_ROOT ? 1 : 0,
+    };
     return 0;
 }

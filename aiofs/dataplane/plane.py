@@ -209,7 +209,10 @@ def _fields(struct: object, name: str) -> dict[str, int | list[int]]:
 
 def driver_index(name: str) -> int:
     """The place of a driver in the C table. ValueError for an unknown name."""
-    return driver_names().index(name)
+    index: int = lib.aiofs_driver_index(name.encode())
+    if index < 0:
+        raise ValueError(f"unknown driver {name!r}; there are {', '.join(driver_names())}")
+    return index
 
 
 def driver_names() -> list[str]:

@@ -9,6 +9,8 @@
 
 #include "driver.h"
 
+#define QUEUE_DEPTH_MAX 4096u
+
 struct queue;
 
 /* A queue on `driver` for up to `depth` ios accepted and not yet reaped. Opens a second, small
@@ -35,7 +37,8 @@ int queue_reap(struct queue *q, struct io **out, int max);
 /* Edge-triggered readiness, for epoll: queue_events() of them, at most 2. */
 int queue_event_fds(struct queue *q, int out[2]);
 
-/* Wait until a reap may return something, or timeout_ms passed (-1: no limit). 0, or -errno (-ETIME). */
+/* Wait until a reap may return something, or timeout_ms passed (-1: no limit). 0, or -errno (-ETIME,
+ * -EINTR). Reap until fewer than max come back first. */
 int queue_wait(struct queue *q, int timeout_ms);
 
 /* Accepted and not yet reaped. */

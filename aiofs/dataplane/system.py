@@ -21,6 +21,29 @@ class Statx(NamedTuple):
     """Alignment of offsets and lengths for O_DIRECT in bytes; 0: O_DIRECT not supported."""
 
 
+class FileStat(NamedTuple):
+    """One file as statx(2) shows it, taken in one system call."""
+
+    dev: int
+    ino: int
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    size: int
+    """Bytes; 0 for a block device."""
+    blocks: int
+    """Units of 512 bytes."""
+    blksize: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    birth_ns: int
+    """Time of birth in nanoseconds since 1970; 0 when the file system keeps none."""
+    mount_root: bool
+    """Something is mounted here."""
+
+
 def open_beneath(root_fd: int, path: bytes, flags: int, mode: int = 0) -> int:
     """openat2(2) of `path` beneath `root_fd`: no symbolic link, no magic link, no other file system.
 
@@ -47,3 +70,27 @@ def statx(fd: int) -> Statx:
     if result < 0:
         raise OSError(-result, os.strerror(-result))
     return Statx(out.birth_ns, bool(out.dio_known), out.dio_mem_align, out.dio_offset_align)
+
+
+def stat(dir_fd: int, name: bytes = b"") -> FileStat:
+    """statx(2) of `name` in `dir_fd`, or of `dir_fd` itself; a symbolic link is not followed."""
+    out = ffi.new("aiofs_stat_result *")
+    result: int = lib.aiofs_stat(dir_fd, name, out)
+    if result < 0:
+        raise OSError(-result, os.strerror(-result), os.fsdecode(name))
+    return FileStat(
+        out.dev,
+        out.ino,
+        out.mode,
+        out.nlink,
+        out.uid,
+        out.gid,
+        out.size,
+        out.blocks,
+        out.blksize,
+        out.atime_ns,
+        out.mtime_ns,
+        out.ctime_ns,
+        out.birth_ns,
+        bool(out.mount_root),
+    )

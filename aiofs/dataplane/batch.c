@@ -1,0 +1,242 @@
+/* batch.c -- from the ready list to the drivers: prepare each request's io, merge, submit.
+ *
+ * One call is one batch: what became ready since the last one. A request is merged only while it is
+ * whole and aligned; what came back short or failed goes out alone.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+
+#include "plane.h"
+
+static int64_t range_start(const struct request *r)
+{
+    return round_down(r->offset, r->image->block_size);
+}
+
+static int64_t range_end(const struct request *r)
+{
+    return round_up(r->offset + r->length, r->image->block_size);
+}
+
+/* Decide how an unaligned request is to be done. 0, or -errno. */
+static int choose_step(struct request *r)
+{
+    uint32_t block = r->image->block_size;
+    int64_t size;
+
+    if (r->kind > REQUEST_WRITE || serve_is_aligned(r))
+        return 0;
+    if (r->offset + r->length > INT64_MAX - block)
+        return -EFBIG;
+    r->pad = (uint32_t)(r->offset - range_start(r));
+    if (r->kind == REQUEST_READ) {
+        r->step = STEP_PADDED;
+        return 0;
+    }
+    size = image_size(r->image);
+    if (size < 0)
+        return (int)size;
+    if (range_end(r) > size) {
+        r->pad = 0;
+        r->step = STEP_TAIL;
+        return 0;
+    }
+    memmove(r->payload + r->pad, r->payload, r->length);
+    r->step = r->pad ? STEP_EDGE_HEAD : STEP_EDGE_TAIL;
+    return 0;
+}
+
+/* Where the current step's io begins and how long it is, `done` bytes less. */
+static void set_range(struct request *r, int64_t start, int64_t end, unsigned char *buffer)
+{
+    r->single = (struct iovec){buffer + r->done, (size_t)(end - start) - r->done};
+    r->io.offset = start + r->done;
+    r->io.iov = &r->single;
+    r->io.iovcnt = 1;
+}
+
+static void prepare(struct request *r)
+{
+    struct image *image = r->image;
+
+    r->io.op = r->kind == REQUEST_READ    ? IO_READ
+               : r->kind == REQUEST_WRITE ? IO_WRITE
+               : r->kind == REQUEST_FSYNC ? IO_FSYNC
+                                          : IO_TRUNCATE;
+    r->io.fd = image->fd;
+    r->io.file = image->file;
+    if (r->kind > REQUEST_WRITE) {
+        r->io.offset = r->offset;
+        r->io.iov = NULL;
+        r->io.iovcnt = 0;
+        return;
+    }
+    switch (r->step) {
+    case STEP_TAIL:
+        r->io.fd = image->tail_fd;
+        set_range(r, r->offset, r->offset + r->length, r->payload);
+        break;
+    case STEP_WHOLE:
+        set_range(r, r->offset, r->offset + r->length, r->payload);
+        break;
+    case STEP_PADDED:
+    case STEP_MODIFIED:
+        set_range(r, range_start(r), range_end(r), r->payload);
+        break;
+    case STEP_EDGE_HEAD:
+        r->io.op = IO_READ;
+        set_range(r, range_start(r), range_start(r) + image->block_size, r->edge);
+        break;
+    case STEP_EDGE_TAIL:
+        r->io.op = IO_READ;
+        set_range(r, range_end(r) - image->block_size, range_end(r), r->edge);
+        break;
+    }
+}
+
+/* ---- merge and submit ---- */
+
+static int mergeable(const struct request *r)
+{
+    return r->kind <= REQUEST_WRITE && r->step == STEP_WHOLE && !r->alone;
+}
+
+/* Take the ready list as a batch, prepared. Requests that cannot be done are answered on the way. */
+static int take_batch(struct aiofs_plane *plane)
+{
+    struct request *r = plane->ready;
+    int n = 0;
+
+    plane->ready = NULL;
+    plane->ready_end = &plane->ready;
+    while (r) {
+        struct request *next = r->next;
+        int error = r->step == STEP_WHOLE && r->done == 0 ? choose_step(r) : 0;
+
+        if (error) {
+            serve_fail(plane, r, error); /* may free others to go: they are in the next batch */
+        } else {
+            prepare(r);
+            r->state = REQUEST_RUNNING;
+            r->merged = NULL;
+            plane->batch[n++] = r;
+        }
+        r = next;
+    }
+    return n;
+}
+
+static void plan(struct aiofs_plane *plane, int n)
+{
+    for (int i = 0; i < n; i++) {
+        const struct request *r = plane->batch[i];
+        uint64_t slot = (uint64_t)image_slot(&plane->images, r->image);
+
+        /* The index makes a stream of its own for what must stay alone; slots are below 2^30. */
+        plane->spans[i] = (struct span){
+            .stream = mergeable(r) ? r->epoch << 32 | slot << 1 | (r->kind == REQUEST_WRITE)
+                                   : UINT64_MAX << 31 | (uint64_t)i,
+            .offset = r->offset,
+            .length = r->length ? r->length : 1,
+        };
+    }
+}
+
+/* Make the io of the chain that begins at batch[head]. */
+static struct io *join(struct aiofs_plane *plane, int32_t head)
+{
+    struct request *first = plane->batch[head], *last = first;
+    int count = 0;
+
+    if (plane->spans[head].next < 0)
+        return &first->io;
+    for (int32_t i = head; i >= 0; i = plane->spans[i].next) {
+        struct request *r = plane->batch[i];
+
+        first->segments[count++] = r->single;
+        if (r != first) {
+            last->merged = r;
+            last = r;
+        }
+    }
+    first->io.iov = first->segments;
+    first->io.iovcnt = count;
+    first->image->counters.merged += (uint64_t)count - 1;
+    return &first->io;
+}
+
+static void count_io(struct image *image, enum io_op op)
+{
+    image->counters.ios_read += op == IO_READ;
+    image->counters.ios_write += op == IO_WRITE;
+    image->counters.ios_fsync += op == IO_FSYNC;
+}
+
+static void count_batch(struct aiofs_plane *plane, int ios)
+{
+    int bucket = 31 - __builtin_clz((unsigned)ios);
+
+    plane->counters.batches++;
+    plane->counters.batch_ios[bucket > 12 ? 12 : bucket]++;
+}
+
+static struct request *request_of(struct io *io)
+{
+    return (struct request *)io; /* io is its first member */
+}
+
+/* Would this io block a driver's submit, or did the driver keep refusing it? */
+static int wants_thread(const struct request *r)
+{
+    return r->step == STEP_TAIL || r->tries > DRIVER_TRIES;
+}
+
+/* ios[0..n), all of one queue. The queues hold as many ios as there are requests, so none is refused. */
+static void submit_run(struct aiofs_plane *plane, struct queue *queue, struct io **ios, int n)
+{
+    int plain = 0;
+
+    for (int i = 0; i < n; i++) {
+        struct request *r = request_of(ios[i]);
+
+        count_io(r->image, r->io.op);
+        if (wants_thread(r)) {
+            int accepted = queue_submit_blocking(queue, ios[i]);
+            assert(accepted == 0);
+        } else {
+            ios[plain++] = ios[i];
+        }
+    }
+    if (plain) {
+        int accepted = queue_submit(queue, ios, plain);
+        assert(accepted == plain);
+    }
+    count_batch(plane, n);
+}
+
+int batch_submit(struct aiofs_plane *plane)
+{
+    int n = take_batch(plane);
+    int ios = n;
+
+    if (n == 0)
+        return 0;
+    if (plane->config.merge && n > 1) {
+        plan(plane, n);
+        ios = merge_plan(plane->merge, plane->spans, n, plane->heads);
+        for (int i = 0; i < ios; i++)
+            plane->ios[i] = join(plane, plane->heads[i]);
+    } else {
+        for (int i = 0; i < n; i++)
+            plane->ios[i] = &plane->batch[i]->io;
+    }
+    for (int from = 0, to; from < ios; from = to) {
+        struct queue *queue = request_of(plane->ios[from])->image->queue;
+
+        for (to = from + 1; to < ios && request_of(plane->ios[to])->image->queue == queue; to++)
+            ;
+        submit_run(plane, queue, plane->ios + from, to - from);
+    }
+    return ios;
+}

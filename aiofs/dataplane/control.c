@@ -1,0 +1,183 @@
+/* control.c -- the commands of the control plane: register, unregister, truncate, open a driver.
+ *
+ * A command is one packet, its answer another one (api.h). They come over a socket of their own, so
+ * that they pass while the forward socket is full. An answer to UNREGISTER may come long after others.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+
+#include "plane.h"
+
+void control_answer(struct aiofs_plane *plane, uint64_t id, int64_t result)
+{
+    aiofs_answer answer = {.id = id, .result = result};
+
+    while (send(plane->config.control_fd, &answer, sizeof answer, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) {
+        struct pollfd writable = {.fd = plane->config.control_fd, .events = POLLOUT};
+
+        /* Hundreds of answers fit; the control plane has a few commands under way at most. */
+        if (errno == EAGAIN)
+            (void)poll(&writable, 1, -1);
+        else if (errno != EINTR)
+            return; /* it has gone, and nobody waits for the answer */
+    }
+}
+
+static int watch_queue(struct aiofs_plane *plane, struct queue *queue)
+{
+    int fds[2];
+    int n = queue_event_fds(queue, fds);
+
+    for (int i = 0; i < n; i++) {
+        struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.u32 = WATCH_QUEUE};
+
+        if (epoll_ctl(plane->epoll_fd, EPOLL_CTL_ADD, fds[i], &event) < 0)
+            return -errno;
+    }
+    return 0;
+}
+
+/* The queue of a driver, opened at its first use; opened here because an io_uring belongs to the thread
+ * that uses it. */
+static int queue_of(struct aiofs_plane *plane, int32_t driver, struct queue **out)
+{
+    struct queue *queue;
+    int error;
+
+    if (driver < 0 || driver >= aiofs_driver_table_count || driver >= QUEUES_MAX)
+        return -EINVAL;
+    if (!plane->queues[driver]) {
+        error = queue_open(&queue, aiofs_driver_table[driver], plane->pool.count + plane->pool.resizes);
+        if (error)
+            return error;
+        error = watch_queue(plane, queue);
+        if (error) {
+            queue_close(queue);
+            return error;
+        }
+        plane->queues[driver] = queue;
+    }
+    *out = plane->queues[driver];
+    return 0;
+}
+
+static int is_block_size(uint32_t size, uint32_t flags)
+{
+    if (!(flags & AIOFS_IMAGE_DIRECT))
+        return size == 1;
+    return size >= 1 && size <= BLOCK_MAX && (size & (size - 1)) == 0;
+}
+
+static int64_t do_register(struct aiofs_plane *plane, const aiofs_command *command)
+{
+    struct queue *queue;
+    struct image *image;
+    int file, error;
+
+    if (!is_block_size(command->block_size, command->flags) || command->fd < 0 || command->error > 0)
+        return -EINVAL;
+    if (command->flags & AIOFS_IMAGE_DIRECT && command->tail_fd < 0)
+        return -EINVAL;
+    error = queue_of(plane, command->driver, &queue);
+    if (error)
+        return error;
+    image = image_add(&plane->images, command->node, &error);
+    if (!image)
+        return error;
+    file = queue_attach(queue, command->fd);
+    if (file < 0) {
+        image_remove(&plane->images, image);
+        return file;
+    }
+    image->fd = command->fd;
+    image->tail_fd = command->tail_fd;
+    image->file = file;
+    image->flags = command->flags;
+    image->block_size = command->block_size;
+    image->queue = queue;
+    image->sticky_error = command->error;
+    image->counters.sticky_error = command->error;
+    return image_slot(&plane->images, image);
+}
+
+void control_unregistered(struct aiofs_plane *plane, struct image *image)
+{
+    uint64_t id = image->unregister_id;
+    int64_t sticky = -image->sticky_error;
+
+    queue_detach(image->queue, image->file);
+    image_remove(&plane->images, image);
+    control_answer(plane, id, sticky);
+}
+
+static void unregister(struct aiofs_plane *plane, const aiofs_command *command)
+{
+    struct image *image = image_find(&plane->images, command->node);
+
+    if (!image || image->unregister_id) {
+        control_answer(plane, command->id, -ENOENT);
+        return;
+    }
+    image->unregister_id = command->id;
+    if (image->active == 0)
+        control_unregistered(plane, image);
+}
+
+static void truncate_image(struct aiofs_plane *plane, const aiofs_command *command)
+{
+    struct image *image = image_find(&plane->images, command->node);
+    int64_t error = !image || image->unregister_id ? -ENOENT : command->size < 0 ? -EINVAL : 0;
+
+    if (!error && image->flags & AIOFS_IMAGE_BLOCKDEV)
+        error = -EPERM;
+    if (error)
+        control_answer(plane, command->id, error);
+    else
+        serve_truncate(plane, request_get_resize(&plane->pool), image, command->size, command->id);
+}
+
+static void carry_out(struct aiofs_plane *plane, const aiofs_command *command)
+{
+    struct queue *queue;
+
+    switch (command->verb) {
+    case AIOFS_REGISTER:
+        control_answer(plane, command->id, do_register(plane, command));
+        break;
+    case AIOFS_UNREGISTER:
+        unregister(plane, command);
+        break;
+    case AIOFS_TRUNCATE:
+        truncate_image(plane, command);
+        break;
+    case AIOFS_OPEN_DRIVER:
+        control_answer(plane, command->id, queue_of(plane, command->driver, &queue));
+        break;
+    default:
+        control_answer(plane, command->id, -EINVAL);
+    }
+}
+
+int control_commands(struct aiofs_plane *plane)
+{
+    int n = 0;
+
+    /* A TRUNCATE needs a request; while there is none, commands wait in the socket. */
+    while (plane->pool.free_resizes) {
+        aiofs_command command;
+        ssize_t size = recv(plane->config.control_fd, &command, sizeof command, MSG_DONTWAIT);
+
+        if (size < 0 && errno == EINTR)
+            continue;
+        if (size <= 0) {
+            plane->control_ready = 0;
+            break;
+        }
+        if ((size_t)size == sizeof command && command.id)
+            carry_out(plane, &command);
+        n++;
+    }
+    return n;
+}

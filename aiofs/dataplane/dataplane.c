@@ -1,0 +1,338 @@
+/* dataplane.c -- the loop: drain, submit, reap, and one wait for everything.
+ *
+ * One thread runs aiofs_run from beginning to end and never holds Python's GIL. It sleeps in one
+ * epoll_wait, without a timeout, on the kernel's descriptor, the control plane's two sockets, the
+ * drivers' events and the stop event. All are edge-triggered: *_ready says which may have more.
+ *
+ * Nothing is delayed in the hope of a better batch. While the device works, requests gather in the
+ * kernel, and the next drain finds them all.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "plane.h"
+
+/* ---- open and close ---- */
+
+static int watch(struct aiofs_plane *plane, int fd, uint32_t events, uint32_t what)
+{
+    struct epoll_event event = {.events = events | EPOLLET, .data.u32 = what};
+
+    return epoll_ctl(plane->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
+}
+
+static int watch_all(struct aiofs_plane *plane)
+{
+    const int fds[] = {plane->config.fuse_fd, plane->config.forward_fd, plane->config.control_fd};
+    int error = 0;
+
+    for (int i = 0; i < 3 && !error; i++) {
+        int flags = fcntl(fds[i], F_GETFL);
+
+        if (flags < 0 || fcntl(fds[i], F_SETFL, flags | O_NONBLOCK) < 0)
+            error = -errno;
+    }
+    if (!error)
+        error = watch(plane, fds[0], EPOLLIN, WATCH_FUSE);
+    if (!error)
+        error = watch(plane, fds[1], EPOLLIN | EPOLLOUT, WATCH_FORWARD);
+    if (!error)
+        error = watch(plane, fds[2], EPOLLIN, WATCH_CONTROL);
+    return error ? error : watch(plane, plane->wake_fd, EPOLLIN, WATCH_WAKE);
+}
+
+static int allocate(struct aiofs_plane *plane)
+{
+    unsigned requests = plane->config.queue_depth + RESIZES_MAX;
+    int error = request_pool_open(&plane->pool, plane->config.queue_depth, RESIZES_MAX);
+
+    if (!error)
+        error = image_table_open(&plane->images, plane->config.max_images);
+    if (error)
+        return error;
+    plane->merge = merge_new(requests);
+    plane->spans = calloc(requests, sizeof *plane->spans);
+    plane->heads = calloc(requests, sizeof *plane->heads);
+    plane->batch = calloc(requests, sizeof(struct request *));
+    plane->ios = calloc(requests, sizeof(struct io *));
+    plane->reply = malloc(REPLY_MAX);
+    if (!plane->merge || !plane->spans || !plane->heads || !plane->batch || !plane->ios || !plane->reply)
+        return -ENOMEM;
+    plane->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    plane->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    return plane->epoll_fd < 0 || plane->wake_fd < 0 ? -errno : 0;
+}
+
+int32_t aiofs_open(aiofs_plane **out, const aiofs_config *config)
+{
+    struct aiofs_plane *plane;
+    int error;
+
+    if (config->queue_depth < 1 || config->queue_depth > 4096)
+        return -EINVAL;
+    if (config->max_images < 1 || config->max_images > 1u << 20)
+        return -EINVAL;
+    plane = calloc(1, sizeof *plane);
+    if (!plane)
+        return -ENOMEM;
+    plane->config = *config;
+    plane->epoll_fd = plane->wake_fd = -1;
+    plane->ready_end = &plane->ready;
+    error = allocate(plane);
+    if (!error)
+        error = watch_all(plane);
+    if (error) {
+        aiofs_close(plane);
+        return error;
+    }
+    *out = plane;
+    return 0;
+}
+
+void aiofs_close(aiofs_plane *plane)
+{
+    for (int i = 0; i < QUEUES_MAX; i++)
+        if (plane->queues[i])
+            queue_close(plane->queues[i]);
+    if (plane->epoll_fd >= 0)
+        close(plane->epoll_fd);
+    if (plane->wake_fd >= 0)
+        close(plane->wake_fd);
+    request_pool_close(&plane->pool);
+    image_table_close(&plane->images);
+    merge_free(plane->merge);
+    free(plane->spans);
+    free(plane->heads);
+    free(plane->batch);
+    free(plane->ios);
+    free(plane->reply);
+    free(plane);
+}
+
+/* ---- drain ---- */
+
+static int is_stopping(struct aiofs_plane *plane)
+{
+    return plane->unmounted || plane->failed || atomic_load_explicit(&plane->stop, memory_order_relaxed);
+}
+
+static void route(struct aiofs_plane *plane, struct request *r, size_t size)
+{
+    struct message message;
+
+    plane->counters.requests++;
+    protocol_parse(&message, r->head, size);
+    if (message.kind == MESSAGE_REFUSED) {
+        plane->counters.refused++;
+        if (message.unique)
+            serve_refuse(plane, message.unique, -EINVAL);
+        request_put(&plane->pool, r);
+    } else if (message.kind == MESSAGE_IGNORED) {
+        request_put(&plane->pool, r);
+    } else if (message.kind != MESSAGE_OTHER && image_find(&plane->images, message.node)) {
+        serve_message(plane, r, &message);
+    } else if (message.kind == MESSAGE_WRITE) {
+        /* The control plane serves no writes: it opens nothing but images for writing. */
+        serve_refuse(plane, message.unique, -EBADF);
+        request_put(&plane->pool, r);
+    } else {
+        forward_message(plane, r, &message, size);
+    }
+}
+
+/* Read one message into r. Returns its size, or 0 when there is none to be had now. */
+static size_t receive(struct aiofs_plane *plane, struct request *r)
+{
+    struct iovec iov[2] = {{r->head, WIRE_HEAD}, {r->payload, PAYLOAD_SIZE}};
+
+    for (;;) {
+        ssize_t size = readv(plane->config.fuse_fd, iov, 2);
+
+        if (size > 0)
+            return (size_t)size;
+        if (size < 0 && (errno == EINTR || errno == ENOENT)) /* ENOENT: interrupted before we had it */
+            continue;
+        plane->fuse_ready = 0;
+        if (size == 0 || errno == ENODEV || errno == ECONNABORTED || errno == ECONNRESET)
+            plane->unmounted = 1;
+        else if (errno != EAGAIN)
+            plane->failed = -errno;
+        return 0;
+    }
+}
+
+/* Read until the kernel has no more, every request is in use, or the control plane is full. */
+static int drain(struct aiofs_plane *plane)
+{
+    int n = 0;
+
+    while (plane->fuse_ready && !plane->stuck && !is_stopping(plane)) {
+        struct request *r = request_get(&plane->pool);
+        size_t size;
+
+        if (!r)
+            break;
+        size = receive(plane, r);
+        if (!size) {
+            request_put(&plane->pool, r);
+            break;
+        }
+        route(plane, r, size);
+        n++;
+    }
+    return n;
+}
+
+/* ---- the loop ---- */
+
+/* Do all that can be done now. Returns 0 when there was nothing. */
+static int work(struct aiofs_plane *plane)
+{
+    int done = 0;
+
+    if (plane->control_ready)
+        done += control_commands(plane);
+    done += forward_stuck(plane);
+    if (plane->forward_ready)
+        done += forward_replies(plane);
+    done += drain(plane);
+    done += batch_submit(plane);
+    if (plane->in_work)
+        done += serve_reap(plane);
+    return done;
+}
+
+static int64_t now_ns(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* Look for work a little longer instead of sleeping: to sleep and be woken costs 5-50 us, and at queue
+ * depth 32 that is most of a request's round trip. Only while sleeps have been shorter than the look
+ * would be, so an idle mount never looks. Returns 1 when work was found (and done). */
+static int look(struct aiofs_plane *plane, int64_t start)
+{
+    int64_t limit = (int64_t)plane->config.look_us * 1000;
+
+    if (plane->sleep_ns >= limit)
+        return 0;
+    do {
+        plane->fuse_ready = 1;
+        if (work(plane)) {
+            plane->counters.looks++;
+            return 1;
+        }
+    } while (now_ns() - start < limit);
+    return 0;
+}
+
+static void note_events(struct aiofs_plane *plane, const struct epoll_event *events, int n)
+{
+    uint64_t drop;
+
+    for (int i = 0; i < n; i++) {
+        switch (events[i].data.u32) {
+        case WATCH_FUSE:
+            plane->fuse_ready = 1;
+            break;
+        case WATCH_FORWARD:
+            plane->forward_ready = 1;
+            break;
+        case WATCH_CONTROL:
+            plane->control_ready = 1;
+            break;
+        case WATCH_WAKE:
+            (void)!read(plane->wake_fd, &drop, sizeof drop);
+            break;
+        default: /* a queue: every turn of the loop reaps */
+            break;
+        }
+    }
+}
+
+static void wait_for_work(struct aiofs_plane *plane)
+{
+    int64_t limit = (int64_t)plane->config.look_us * 1000;
+    int64_t start = limit ? now_ns() : 0;
+    int64_t slept;
+
+    if (!limit || !look(plane, start)) {
+        struct epoll_event events[16];
+        int n = epoll_wait(plane->epoll_fd, events, 16, -1);
+
+        plane->counters.sleeps++;
+        note_events(plane, events, n);
+    }
+    if (!limit)
+        return;
+    slept = now_ns() - start;
+    if (slept > 4 * limit) /* so that a few short sleeps after a long one are enough to look again */
+        slept = 4 * limit;
+    plane->sleep_ns += (slept - plane->sleep_ns) / 8;
+}
+
+int32_t aiofs_run(aiofs_plane *plane)
+{
+    sigset_t all;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, NULL);
+    plane->fuse_ready = plane->forward_ready = plane->control_ready = 1;
+    plane->sleep_ns = (int64_t)plane->config.look_us * 4000;
+    for (;;) {
+        int done = work(plane);
+
+        if (is_stopping(plane) && !plane->in_work)
+            break;
+        if (!done)
+            wait_for_work(plane);
+    }
+    if (plane->failed)
+        return plane->failed;
+    return plane->unmounted ? 0 : 1;
+}
+
+int32_t aiofs_stop(aiofs_plane *plane)
+{
+    uint64_t one = 1;
+
+    atomic_store(&plane->stop, 1);
+    return write(plane->wake_fd, &one, sizeof one) == sizeof one ? 0 : -errno;
+}
+
+/* ---- what others may look at ---- */
+
+const aiofs_plane_counters *aiofs_counters(aiofs_plane *plane)
+{
+    return &plane->counters;
+}
+
+const aiofs_image_counters *aiofs_counters_of(aiofs_plane *plane, int64_t slot)
+{
+    if (slot < 0 || slot >= plane->config.max_images)
+        return NULL;
+    return &plane->images.images[slot].counters;
+}
+
+int32_t aiofs_init_exchange(aiofs_plane *plane, int32_t reply, void *buffer, uint32_t size)
+{
+    size_t reply_size = atomic_load(&plane->init_reply_size);
+    size_t wanted = reply ? reply_size : plane->init_request_size;
+
+    if (!reply_size)
+        return -ENODATA;
+    if (wanted > size)
+        return -ERANGE;
+    memcpy(buffer, reply ? plane->init_reply : plane->init_request, wanted);
+    return (int32_t)wanted;
+}

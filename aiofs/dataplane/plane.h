@@ -1,0 +1,114 @@
+/* plane.h -- the data plane's state, shared by its rooms; nobody outside them includes this.
+ *
+ *   dataplane.c  open, run, stop, close: the loop and its one wait
+ *   serve.c      the life of a READ, WRITE, FSYNC or resize of a registered image
+ *   batch.c      of them, what is ready: merged and submitted
+ *   forward.c    everything else, to the control plane and back
+ *   control.c    the commands of the control plane
+ *
+ * Threads: one, from aiofs_run on; only `stop` and `wake_fd` are touched by others. Nothing here is
+ * allocated or freed while the loop runs, but a queue when a driver is used for the first time.
+ */
+#ifndef AIOFS_PLANE_H
+#define AIOFS_PLANE_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+#include "contract.h"
+#include "image.h"
+#include "merge.h"
+#include "protocol.h"
+#include "queue.h"
+#include "request.h"
+
+#define QUEUES_MAX 8        /* drivers */
+#define PENDING_OPENS_MAX 1024
+#define RESIZES_MAX 64      /* resizes in work at once; more wait in the control socket */
+#define INIT_MESSAGE_MAX 256
+
+/* What an event of the loop's epoll is about. */
+enum watch { WATCH_FUSE, WATCH_FORWARD, WATCH_CONTROL, WATCH_WAKE, WATCH_QUEUE };
+
+/* A forwarded message whose reply is amended: OPEN, CREATE, INIT. */
+struct pending_open {
+    uint64_t unique;
+    uint32_t opcode;
+};
+
+struct aiofs_plane {
+    aiofs_config config;
+    int epoll_fd, wake_fd;
+    struct request_pool pool;
+    struct image_table images;
+    struct queue *queues[QUEUES_MAX]; /* by index in the table of drivers; NULL: not opened yet */
+    aiofs_plane_counters counters;
+
+    /* serve.c, batch.c */
+    struct request *ready, **ready_end; /* to go out with the next batch, in order of arrival */
+    struct merge *merge;
+    struct span *spans;
+    int32_t *heads;
+    struct request **batch;
+    struct io **ios;
+    unsigned in_work; /* requests WAITING, READY or RUNNING */
+
+    /* forward.c */
+    struct request *stuck; /* READING: a message that the control plane's socket had no room for */
+    unsigned char *reply;  /* buffer for its replies, REPLY_MAX bytes */
+    struct pending_open pending[PENDING_OPENS_MAX];
+    unsigned pending_count;
+    unsigned char init_request[INIT_MESSAGE_MAX], init_reply[INIT_MESSAGE_MAX];
+    size_t init_request_size;
+    _Atomic size_t init_reply_size; /* set last: the exchange is complete */
+
+    /* dataplane.c */
+    int fuse_ready, forward_ready, control_ready; /* may have more to read: epoll is edge-triggered */
+    int unmounted;
+    int failed; /* -errno: the loop cannot go on */
+    int64_t sleep_ns; /* moving average of how long the loop slept */
+    atomic_int stop;
+};
+
+#define REPLY_MAX (WIRE_DATA_MAX + 4096)
+
+/* serve.c */
+/* A parsed READ, WRITE or FSYNC of a registered image, in r. Takes r over. */
+void serve_message(struct aiofs_plane *plane, struct request *r, const struct message *message);
+/* A resize command; r from request_get_resize. Takes r over. */
+void serve_truncate(struct aiofs_plane *plane, struct request *r, struct image *image, int64_t size,
+                    uint64_t command);
+/* Reap what has finished and answer it. Returns the number of ios. */
+int serve_reap(struct aiofs_plane *plane);
+/* Answer a message that stays no request: error <= 0. */
+void serve_refuse(struct aiofs_plane *plane, uint64_t unique, int error);
+/* Write a whole reply of the control plane to the kernel. */
+void serve_pass(struct aiofs_plane *plane, void *reply, size_t size);
+
+/* r may go on: it goes out with the next batch. */
+void serve_ready(struct aiofs_plane *plane, struct request *r);
+/* Answer r with an error (< 0) and let go of it. */
+void serve_fail(struct aiofs_plane *plane, struct request *r, int64_t error);
+/* May r go to its image as it is, without padding? */
+int serve_is_aligned(const struct request *r);
+
+/* batch.c */
+/* Merge and submit what is ready. Returns the number of ios. */
+int batch_submit(struct aiofs_plane *plane);
+
+/* forward.c */
+/* Pass the message of `size` bytes in r to the control plane. Takes r over. */
+void forward_message(struct aiofs_plane *plane, struct request *r, const struct message *message, size_t size);
+/* Try plane->stuck again. Returns 1 when it went. */
+int forward_stuck(struct aiofs_plane *plane);
+/* Pass up what the control plane has answered. Returns the number of messages. */
+int forward_replies(struct aiofs_plane *plane);
+
+/* control.c */
+/* Carry out the commands that have come. Returns their number. */
+int control_commands(struct aiofs_plane *plane);
+void control_answer(struct aiofs_plane *plane, uint64_t id, int64_t result);
+/* The last request of an image that is being unregistered is done. */
+void control_unregistered(struct aiofs_plane *plane, struct image *image);
+
+#endif

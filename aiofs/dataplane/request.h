@@ -1,0 +1,112 @@
+/* request.h -- one request of the kernel (or one resize of the control plane) in work, and their pool.
+ *
+ * States, and who holds the request in each:
+ *
+ *   FREE     the pool
+ *   READING  the drain: the kernel's next message is read into it
+ *   WAITING  the image: overlaps an earlier one that is not answered yet (image.h)
+ *   READY    the plane's ready list: to be merged and submitted with the next batch
+ *   RUNNING  the queue: its io, or the io it was merged into, is in flight
+ *
+ *   FREE -> READING -> FREE                      answered at once, forwarded, or refused
+ *   FREE -> READING -> (WAITING ->) READY -> RUNNING -> (READY -> RUNNING)* -> FREE
+ *
+ * Invariants: a request on an image's active list is WAITING, READY or RUNNING. A request is answered
+ * exactly once, on its way to FREE. All memory is taken at start; the loop takes none.
+ */
+#ifndef AIOFS_REQUEST_H
+#define AIOFS_REQUEST_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "io.h"
+#include "protocol.h"
+
+struct image;
+
+enum request_kind { REQUEST_READ, REQUEST_WRITE, REQUEST_FSYNC, REQUEST_TRUNCATE };
+enum request_state { REQUEST_FREE, REQUEST_READING, REQUEST_WAITING, REQUEST_READY, REQUEST_RUNNING };
+
+/* What the next io of a request is for. */
+enum request_step {
+    STEP_WHOLE,     /* the request as it came */
+    STEP_PADDED,    /* a READ widened to whole blocks; its data starts at payload + pad */
+    STEP_EDGE_HEAD, /* read-modify-write: the block before an unaligned WRITE's first byte */
+    STEP_EDGE_TAIL, /* the block behind its last byte */
+    STEP_MODIFIED,  /* write the widened range */
+    STEP_TAIL       /* an unaligned WRITE at or past the last whole block, through the tail descriptor */
+};
+
+/* O_DIRECT block sizes up to this are served; the control plane refuses larger ones. */
+#define BLOCK_MAX 4096u
+
+/* Room for data of WIRE_DATA_MAX bytes that was widened to whole blocks at both ends. */
+#define PAYLOAD_SIZE (WIRE_DATA_MAX + 2 * BLOCK_MAX)
+
+/* How often one request may be answered EINTR or EAGAIN by its driver before `threads` gets it. */
+#define DRIVER_TRIES 4
+
+struct request {
+    struct io io; /* first: a reaped io is its request */
+
+    enum request_kind kind;
+    enum request_state state;
+    enum request_step step;
+    uint32_t length; /* bytes asked for */
+    int64_t offset;  /* bytes */
+    uint64_t unique; /* of the message; of the command for REQUEST_TRUNCATE */
+    struct image *image;
+
+    int64_t lock_start, lock_end; /* the range that others must not touch: widened for unaligned WRITEs */
+    uint32_t done;                /* bytes of the current step that earlier short ios have done */
+    uint32_t pad;                 /* bytes that the widened range begins before offset */
+    unsigned tries;               /* EINTR and EAGAIN so far */
+    unsigned alone;               /* not to be merged: its io failed or came short before */
+    uint64_t epoch;               /* the image's, at arrival: nothing is merged across it */
+
+    struct iovec single;     /* the iovec of an io that carries only this request */
+    struct iovec *segments;  /* of a merged io that this request heads: pool->segments_max of them */
+    struct request *merged;  /* RUNNING: the next request in the same io */
+    struct request *waiters; /* WAITING ones that this one blocks */
+    struct request *next;    /* in the free list, a ready list, or another's waiters */
+    struct request *newer, *older; /* the image's active list */
+
+    unsigned char *head;    /* WIRE_HEAD bytes */
+    unsigned char *payload; /* PAYLOAD_SIZE bytes, page-aligned; NULL for the control plane's */
+    unsigned char *edge;    /* BLOCK_MAX bytes, page-aligned */
+};
+
+/* `value` down or up to a multiple of `unit`, a power of two. */
+static inline int64_t round_down(int64_t value, uint32_t unit)
+{
+    return value & ~((int64_t)unit - 1);
+}
+
+static inline int64_t round_up(int64_t value, uint32_t unit)
+{
+    return round_down(value + unit - 1, unit);
+}
+
+struct request_pool {
+    struct request *requests; /* `count` for the kernel's messages, then `resizes` without payload */
+    struct request *free;     /* most recently used first: its payload is warm */
+    struct request *free_resizes;
+    unsigned count, resizes;
+    unsigned segments_max; /* most requests in one io */
+    unsigned char *memory;
+    size_t memory_size;
+    struct iovec *segments;
+    size_t segments_size;
+};
+
+/* 0, or -ENOMEM. */
+int request_pool_open(struct request_pool *pool, unsigned count, unsigned resizes);
+void request_pool_close(struct request_pool *pool);
+
+/* NULL: all are in use. */
+struct request *request_get(struct request_pool *pool);
+struct request *request_get_resize(struct request_pool *pool);
+void request_put(struct request_pool *pool, struct request *r);
+
+#endif

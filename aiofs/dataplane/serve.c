@@ -1,0 +1,374 @@
+/* serve.c -- the life of a data request: admit, (batch.c: prepare, merge, submit,) finish, answer.
+ *
+ * Knows images and queues, not how bytes reach us (dataplane.c) or what other messages mean.
+ * request.h has the states, image.h the order of conflicting requests.
+ *
+ * An O_DIRECT image takes whole blocks only. An unaligned READ is widened and its data cut out. An
+ * unaligned WRITE inside the image reads the blocks at its edges, puts them around the data and writes
+ * whole blocks (steps EDGE_HEAD, EDGE_TAIL, MODIFIED); one that touches the end of the image would make
+ * it longer than it is, so it goes through a second descriptor, buffered and O_DSYNC (STEP_TAIL): exact
+ * to the byte, and durable and clean in the page cache before anyone else may touch that range.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "plane.h"
+
+/* A buffered write dirties whole pages, so an unaligned WRITE locks whole pages. */
+#define LOCK_GRANULE 4096
+
+/* EINTR and EAGAIN in a row after which a request is answered with it. */
+#define TRIES_MAX 64
+
+/* ---- answers ---- */
+
+static void write_reply(struct aiofs_plane *plane, const struct iovec *iov, int iovcnt)
+{
+    while (writev(plane->config.fuse_fd, iov, iovcnt) < 0) {
+        struct pollfd writable = {.fd = plane->config.fuse_fd, .events = POLLOUT};
+
+        if (errno == EAGAIN) /* a socket in tests; /dev/fuse always takes a reply */
+            (void)poll(&writable, 1, -1);
+        else if (errno != EINTR)
+            return; /* ENOENT: the caller was interrupted; ENODEV: unmounted, the drain will see it */
+    }
+}
+
+static void send_answer(struct aiofs_plane *plane, uint64_t unique, int error, void *body, size_t size)
+{
+    struct fuse_out_header header = {
+        .len = (uint32_t)(sizeof header + size),
+        .error = error,
+        .unique = unique,
+    };
+    struct iovec iov[2] = {{&header, sizeof header}, {body, size}};
+
+    write_reply(plane, iov, size ? 2 : 1);
+}
+
+void serve_pass(struct aiofs_plane *plane, void *reply, size_t size)
+{
+    struct iovec iov = {reply, size};
+
+    write_reply(plane, &iov, 1);
+}
+
+void serve_refuse(struct aiofs_plane *plane, uint64_t unique, int error)
+{
+    send_answer(plane, unique, error, NULL, 0);
+}
+
+void serve_ready(struct aiofs_plane *plane, struct request *r)
+{
+    r->state = REQUEST_READY;
+    r->next = NULL;
+    *plane->ready_end = r;
+    plane->ready_end = &r->next;
+}
+
+/* r has been answered: let go of it, and of those that waited for it. */
+static void release(struct aiofs_plane *plane, struct request *r)
+{
+    struct image *image = r->image;
+    struct request *waiting = image_leave(image, r);
+
+    while (waiting) {
+        struct request *next = waiting->next;
+
+        serve_ready(plane, waiting);
+        waiting = next;
+    }
+    request_put(&plane->pool, r);
+    plane->counters.in_flight = --plane->in_work;
+    if (image->unregister_id && image->active == 0)
+        control_unregistered(plane, image);
+}
+
+void serve_fail(struct aiofs_plane *plane, struct request *r, int64_t error)
+{
+    r->image->counters.errors++;
+    if (r->kind == REQUEST_TRUNCATE)
+        control_answer(plane, r->unique, error);
+    else
+        serve_refuse(plane, r->unique, (int)error);
+    release(plane, r);
+}
+
+static void answer_read(struct aiofs_plane *plane, struct request *r, int64_t bytes)
+{
+    /* `bytes` counts from the start of the widened range. */
+    int64_t mine = bytes - r->pad;
+
+    mine = mine < 0 ? 0 : mine > r->length ? r->length : mine;
+    r->image->counters.bytes_read += (uint64_t)mine;
+    send_answer(plane, r->unique, 0, r->payload + r->pad, (size_t)mine);
+    release(plane, r);
+}
+
+static void answer_write(struct aiofs_plane *plane, struct request *r)
+{
+    struct fuse_write_out out = {.size = r->length};
+
+    r->image->counters.bytes_written += r->length;
+    send_answer(plane, r->unique, 0, &out, sizeof out);
+    release(plane, r);
+}
+
+static void answer_done(struct aiofs_plane *plane, struct request *r)
+{
+    if (r->kind == REQUEST_TRUNCATE)
+        control_answer(plane, r->unique, 0);
+    else
+        serve_refuse(plane, r->unique, 0);
+    release(plane, r);
+}
+
+/* ---- admission ---- */
+
+int serve_is_aligned(const struct request *r)
+{
+    return (((uint64_t)r->offset | r->length) & (r->image->block_size - 1)) == 0;
+}
+
+static void admit(struct aiofs_plane *plane, struct request *r, struct image *image)
+{
+    r->image = image;
+    r->lock_start = r->offset;
+    r->lock_end = r->offset + r->length;
+    if (r->kind <= REQUEST_WRITE && !serve_is_aligned(r)) {
+        image->counters.unaligned++;
+        if (r->kind == REQUEST_WRITE) {
+            r->lock_start = round_down(r->lock_start, LOCK_GRANULE);
+            r->lock_end = r->lock_end > INT64_MAX - LOCK_GRANULE ? INT64_MAX : round_up(r->lock_end, LOCK_GRANULE);
+        }
+    }
+    plane->counters.in_flight = ++plane->in_work;
+    if (image_enter(image, r))
+        serve_ready(plane, r);
+}
+
+/* Answer what needs no I/O. Returns 1 when r is done with. */
+static int answer_at_once(struct aiofs_plane *plane, struct request *r, const struct image *image)
+{
+    struct fuse_write_out nothing = {.size = 0};
+
+    if (image->unregister_id)
+        serve_refuse(plane, r->unique, -EBADF);
+    else if (r->kind == REQUEST_FSYNC && image->sticky_error)
+        serve_refuse(plane, r->unique, (int)image->sticky_error);
+    else if (r->kind == REQUEST_FSYNC && image->flags & AIOFS_IMAGE_NO_FSYNC)
+        serve_refuse(plane, r->unique, 0);
+    else if (r->kind == REQUEST_READ && r->length == 0)
+        serve_refuse(plane, r->unique, 0);
+    else if (r->kind == REQUEST_WRITE && r->length == 0)
+        send_answer(plane, r->unique, 0, &nothing, sizeof nothing);
+    else
+        return 0;
+    request_put(&plane->pool, r);
+    return 1;
+}
+
+void serve_message(struct aiofs_plane *plane, struct request *r, const struct message *message)
+{
+    struct image *image = image_find(&plane->images, message->node);
+
+    r->kind = message->kind == MESSAGE_READ    ? REQUEST_READ
+              : message->kind == MESSAGE_WRITE ? REQUEST_WRITE
+                                               : REQUEST_FSYNC;
+    r->unique = message->unique;
+    r->offset = message->offset;
+    r->length = message->length;
+    image->counters.requests_read += r->kind == REQUEST_READ;
+    image->counters.requests_write += r->kind == REQUEST_WRITE;
+    image->counters.requests_fsync += r->kind == REQUEST_FSYNC;
+    if (!answer_at_once(plane, r, image))
+        admit(plane, r, image);
+}
+
+void serve_truncate(struct aiofs_plane *plane, struct request *r, struct image *image, int64_t size,
+                    uint64_t command)
+{
+    r->kind = REQUEST_TRUNCATE;
+    r->unique = command;
+    r->offset = size;
+    r->length = 0;
+    image->counters.requests_truncate++;
+    admit(plane, r, image);
+}
+
+/* ---- from result to answer ---- */
+
+static void again(struct aiofs_plane *plane, struct request *r)
+{
+    r->image->counters.retries++;
+    r->alone = 1;
+    serve_ready(plane, r);
+}
+
+/* Bytes of the current step that are done, once `bytes` more have been; O_DIRECT goes on at whole
+ * blocks only, so the part of a block is done again. 0: no progress. */
+static uint32_t progress(const struct request *r, int64_t bytes)
+{
+    uint32_t unit = r->step == STEP_TAIL ? 1 : r->image->block_size;
+    uint32_t now = (uint32_t)round_down((int64_t)r->done + bytes, unit);
+
+    return now > r->done ? now : 0;
+}
+
+static void finish_read(struct aiofs_plane *plane, struct request *r, int64_t bytes)
+{
+    int64_t got = r->done + bytes;
+    int64_t size;
+    uint32_t now;
+
+    if (bytes == 0 || (size_t)bytes == r->single.iov_len) {
+        answer_read(plane, r, got);
+        return;
+    }
+    size = image_size(r->image);
+    if (size >= 0 && r->io.offset + bytes >= size) {
+        answer_read(plane, r, got); /* the end of the image */
+        return;
+    }
+    now = progress(r, bytes);
+    if (size < 0 || !now) {
+        serve_fail(plane, r, size < 0 ? size : -EIO);
+        return;
+    }
+    r->done = now;
+    again(plane, r);
+}
+
+static void finish_write(struct aiofs_plane *plane, struct request *r, int64_t bytes)
+{
+    uint32_t now;
+
+    if ((size_t)bytes == r->single.iov_len) {
+        answer_write(plane, r);
+        return;
+    }
+    now = progress(r, bytes);
+    if (!now) { /* a write that cannot go on has no room: the kernel would say so at the next try */
+        serve_fail(plane, r, -ENOSPC);
+        return;
+    }
+    r->done = now;
+    again(plane, r);
+}
+
+/* An edge block has been read: put its part around the data, and go on to the next step. */
+static void finish_edge(struct aiofs_plane *plane, struct request *r, int64_t bytes)
+{
+    uint32_t block = r->image->block_size;
+    uint32_t end = r->pad + r->length; /* of the data, from payload */
+    uint32_t over = end & (block - 1);
+
+    if (bytes < block) {
+        int64_t size = image_size(r->image);
+
+        if (size < 0 || r->io.offset + bytes < size) {
+            serve_fail(plane, r, size < 0 ? size : -EIO);
+            return;
+        }
+        /* Someone made the image shorter underneath; what is past its end reads as zeros. */
+        memset(r->edge + bytes, 0, (size_t)(block - bytes));
+    }
+    if (r->step == STEP_EDGE_HEAD)
+        memcpy(r->payload, r->edge, r->pad);
+    if (over && (r->step == STEP_EDGE_TAIL || end < block))
+        memcpy(r->payload + end, r->edge + over, block - over);
+    r->step = r->step == STEP_EDGE_HEAD && over && end > block ? STEP_EDGE_TAIL : STEP_MODIFIED;
+    serve_ready(plane, r);
+}
+
+static void finish_fsync(struct aiofs_plane *plane, struct request *r, int64_t result)
+{
+    struct image *image = r->image;
+
+    /* The kernel reports a writeback error once and then forgets it; an fsync that succeeds after that
+     * says nothing about the lost pages. So the first error stays. */
+    if (result < 0 && !image->sticky_error) {
+        image->sticky_error = result;
+        image->counters.sticky_error = result;
+    }
+    if (image->sticky_error)
+        serve_fail(plane, r, image->sticky_error);
+    else
+        answer_done(plane, r);
+}
+
+/* The io of r alone has finished. */
+static void finish(struct aiofs_plane *plane, struct request *r, int64_t result)
+{
+    if ((result == -EINTR || result == -EAGAIN) && ++r->tries < TRIES_MAX) {
+        again(plane, r);
+        return;
+    }
+    if (r->kind == REQUEST_FSYNC) {
+        finish_fsync(plane, r, result);
+        return;
+    }
+    if (result < 0) {
+        serve_fail(plane, r, result);
+        return;
+    }
+    if (r->kind == REQUEST_TRUNCATE)
+        answer_done(plane, r);
+    else if (r->step == STEP_EDGE_HEAD || r->step == STEP_EDGE_TAIL)
+        finish_edge(plane, r, result);
+    else if (r->kind == REQUEST_READ)
+        finish_read(plane, r, result);
+    else
+        finish_write(plane, r, result);
+}
+
+/* A merged io has finished: what it covers whole is done, everything else is done again one by one, so
+ * that only the request that really fails gets the error. */
+static void finish_merged(struct aiofs_plane *plane, struct request *r, int64_t result)
+{
+    int64_t left = result < 0 ? 0 : result;
+
+    while (r) {
+        struct request *next = r->merged;
+
+        r->merged = NULL;
+        if (left >= r->length) {
+            left -= r->length;
+            finish(plane, r, r->length);
+        } else {
+            left = 0;
+            again(plane, r);
+        }
+        r = next;
+    }
+}
+
+int serve_reap(struct aiofs_plane *plane)
+{
+    struct io *finished[64];
+    int total = 0;
+
+    for (int i = 0; i < QUEUES_MAX; i++) {
+        int n;
+
+        if (!plane->queues[i])
+            continue;
+        do {
+            n = queue_reap(plane->queues[i], finished, 64);
+            for (int k = 0; k < n; k++) {
+                struct request *r = (struct request *)finished[k];
+
+                assert(r->state == REQUEST_RUNNING);
+                if (r->merged)
+                    finish_merged(plane, r, r->io.result);
+                else
+                    finish(plane, r, r->io.result);
+            }
+            total += n;
+        } while (n == 64);
+    }
+    return total;
+}

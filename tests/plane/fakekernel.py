@@ -1,0 +1,264 @@
+"""A fake kernel: the FUSE protocol spoken by a test to a real data plane over a socketpair.
+
+The data plane cannot tell it from /dev/fuse, but the test decides what is sent, in which order, and
+sees every reply. `FakeKernel.control_plane` is the other side: the socket that pyfuse3 would have.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import outcome
+import trio
+
+from aiofs.dataplane import DataPlane, ImageSpec
+from aiofs.dataplane.binding import ffi, lib
+
+T = TypeVar("T")
+
+LOOKUP, FORGET, GETATTR, OPEN, READ, WRITE, FSYNC, INIT, INTERRUPT, CREATE, BATCH_FORGET = (
+    1, 2, 3, 14, 15, 16, 20, 26, 36, 35, 42,
+)  # fmt: skip
+
+HEADER = struct.Struct("<IIQQIIIHH")  # fuse_in_header
+OUT_HEADER = struct.Struct("<IiQ")  # fuse_out_header
+READ_IN = struct.Struct("<QQIIQII")
+WRITE_IN = struct.Struct("<QQIIQII")
+FSYNC_IN = struct.Struct("<QII")
+
+PATIENCE_S = 20.0
+"""How long a test waits for something that has to come; only a failing test waits that long."""
+
+
+class FakeKernel:
+    """A data plane with a test at each of its ends."""
+
+    def __init__(self, *, queue_depth: int = 32, merge: bool = True, look_us: int = 0) -> None:
+        self.fuse, fuse_end = _pair()
+        self.control_plane, forward_end = _pair()
+        self._ends = (fuse_end, forward_end)
+        self.plane = DataPlane(
+            fuse_end.fileno(),
+            forward_end.fileno(),
+            queue_depth=queue_depth,
+            merge=merge,
+            max_images=64,
+            look_us=look_us,
+        )
+        self.unique = 2
+        self._replies: dict[int, tuple[int, bytes]] = {}
+        self._registered: dict[int, list[int]] = {}
+        self.ended = False
+        lib.aiofs_fault_reset()
+        self.plane.start(on_exit=lambda: None)
+
+    def close(self) -> None:
+        """End the loop and free everything."""
+        lib.aiofs_fault_hold(0)
+        self.plane.stop()
+        self.plane.close()
+        for end in (self.fuse, self.control_plane, *self._ends):
+            end.close()
+        for fds in self._registered.values():
+            for fd in fds:
+                os.close(fd)
+
+    # -- commands, as the control plane gives them --
+
+    def command(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Run one of the plane's coroutines to its end."""
+
+        async def main() -> outcome.Outcome[T]:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.plane.answers)
+                with trio.fail_after(PATIENCE_S):
+                    result = await outcome.acapture(call)
+                nursery.cancel_scope.cancel()
+            return result
+
+        result = trio.run(main)
+        return result.unwrap()
+
+    def register(
+        self,
+        path: Path,
+        *,
+        node: int = 10,
+        driver: str = "fault",
+        direct: bool = False,
+        block_size: int = 1,
+        sticky_error: int = 0,
+        no_fsync: bool = False,
+        flags: int = os.O_RDWR,
+    ) -> int:
+        """Serve `path` as `node`; returns its slot."""
+        fd = os.open(path, flags | (os.O_DIRECT if direct else 0))
+        tail = os.open(path, flags | os.O_DSYNC) if direct else -1
+        self._registered.setdefault(node, []).extend(f for f in (fd, tail) if f >= 0)
+        spec = ImageSpec(
+            fd=fd,
+            tail_fd=tail,
+            driver=driver,
+            direct=direct,
+            block_size=block_size,
+            no_fsync=no_fsync,
+            sticky_error=sticky_error,
+        )
+        return self.command(lambda: self.plane.register(node, spec))
+
+    def unregister(self, node: int = 10) -> int:
+        """Stop serving `node`; returns its sticky error."""
+        result = self.command(lambda: self.plane.unregister(node))
+        for fd in self._registered.pop(node):
+            os.close(fd)
+        return result
+
+    # -- requests, as the kernel sends them --
+
+    def send(self, opcode: int, body: bytes = b"", *, node: int = 10, unique: int | None = None) -> int:
+        """Send one message; returns its unique."""
+        if unique is None:
+            self.unique += 2
+            unique = self.unique
+        length = HEADER.size + len(body)
+        self.fuse.send(HEADER.pack(length, opcode, unique, node, 0, 0, 0, 0, 0) + body)
+        return unique
+
+    def send_read(self, offset: int, size: int, **where: int) -> int:
+        return self.send(READ, READ_IN.pack(0, offset, size, 0, 0, 0, 0), **where)
+
+    def send_write(self, offset: int, data: bytes, **where: int) -> int:
+        return self.send(WRITE, WRITE_IN.pack(0, offset, len(data), 0, 0, 0, 0) + data, **where)
+
+    def send_fsync(self, **where: int) -> int:
+        return self.send(FSYNC, FSYNC_IN.pack(0, 1, 0), **where)
+
+    def reply(self, unique: int) -> tuple[int, bytes]:
+        """The reply to a message: its error (0 or -errno) and its body. Waits for it."""
+        while unique not in self._replies:
+            if not select.select([self.fuse], [], [], PATIENCE_S)[0]:
+                raise AssertionError(f"no reply to message {unique}")
+            self._receive()
+        return self._replies.pop(unique)
+
+    def has_reply(self, unique: int) -> bool:
+        """Whether the reply has come already. Does not wait."""
+        while select.select([self.fuse], [], [], 0)[0]:
+            self._receive()
+        return unique in self._replies
+
+    def _receive(self) -> None:
+        data = self.fuse.recv(2 << 20)
+        length, error, unique = OUT_HEADER.unpack_from(data)
+        assert length == len(data)
+        assert unique not in self._replies, f"two replies to message {unique}"
+        self._replies[unique] = (error, data[OUT_HEADER.size :])
+
+    def read(self, offset: int, size: int, **where: int) -> bytes:
+        """READ, answered; OSError for an errno."""
+        return self._checked(self.send_read(offset, size, **where))
+
+    def write(self, offset: int, data: bytes, **where: int) -> int:
+        """WRITE, answered: the size in the answer; OSError for an errno."""
+        (size, _) = struct.unpack("<II", self._checked(self.send_write(offset, data, **where)))
+        assert isinstance(size, int)
+        return size
+
+    def fsync(self, **where: int) -> None:
+        """FSYNC, answered; OSError for an errno."""
+        self._checked(self.send_fsync(**where))
+
+    def _checked(self, unique: int) -> bytes:
+        error, body = self.reply(unique)
+        if error:
+            raise OSError(-error, os.strerror(-error))
+        return body
+
+    def together(self, send: Callable[[], list[int]]) -> tuple[list[int], list[tuple[str, int, int]]]:
+        """Make the loop find all messages of `send` in one drain; returns their uniques and their ios.
+
+        Every request of the plane is busy while they are sent, so they gather in the socket, as they do
+        in the kernel while the device works.
+        """
+        hold()
+        depth = 32
+        far = [(1 << 30) + i * 8192 for i in range(depth)]
+        fillers = [self.send_read(offset, 1) for offset in far]
+        deadline = time.monotonic() + PATIENCE_S
+        while self.plane.counters()["in_flight"] != depth:
+            assert time.monotonic() < deadline, "the plane did not take the fillers"
+        uniques = send()
+        before = len(submitted())
+        release()
+        for unique in fillers:
+            assert self.reply(unique) == (0, b"")
+        for unique in uniques:
+            if unique not in self._replies:
+                self._replies[unique] = self.reply(unique)
+        return uniques, submitted()[before:]
+
+    def settle(self) -> None:
+        """Return when the plane has submitted everything sent so far that may be submitted.
+
+        The first round trip shows that it has drained all (messages are handled in order), the second
+        one, that the turn of the loop in which it did so has ended.
+        """
+        error, _ = self.reply(self.send(WRITE, WRITE_IN.pack(0, 0, 1, 0, 0, 0, 0) + b"x", node=999_999))
+        assert error == -errno.EBADF
+        self.command(lambda: self.plane.open_driver("fault"))
+
+
+# -- the fault driver's script --
+
+
+def hold() -> None:
+    """From now on no io finishes."""
+    lib.aiofs_fault_hold(1)
+
+
+def release() -> None:
+    """Ios finish again."""
+    lib.aiofs_fault_hold(0)
+
+
+def fault(op: str, result: int, *, first: int = 0, end: int = 1 << 62, times: int = 1) -> None:
+    """Make ios of `op` that touch bytes first .. end-1 fail with `result` < 0, or do only `result` bytes."""
+    rule = ffi.new(
+        "aiofs_fault_rule *", {"from": first, "to": end, "result": result, "op": OPS.index(op), "times": times}
+    )
+    assert lib.aiofs_fault_add(rule) == 0
+
+
+OPS = ["read", "write", "fsync", "truncate"]
+
+
+def submitted() -> list[tuple[str, int, int]]:
+    """What the driver was given so far: (op, offset, length), in order."""
+    entries = ffi.new("aiofs_fault_entry[]", 65536)
+    count = lib.aiofs_fault_log(entries, 65536)
+    return [(OPS[e.op], e.offset, e.length) for e in entries[0:count]]
+
+
+def overlaps() -> int:
+    """Ios that were submitted while one that they overlap was in flight; at least one of them a write."""
+    count: int = lib.aiofs_fault_overlaps()
+    return count
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in ends:
+        for option in (32, 33):  # SO_SNDBUFFORCE, SO_RCVBUFFORCE: a message of 1 MiB has to fit
+            try:
+                end.setsockopt(socket.SOL_SOCKET, option, 8 << 20)
+            except PermissionError:
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 << 20)
+    return ends
