@@ -1,10 +1,17 @@
-"""What a mount is asked to be: frozen, checked, free of I/O. cli.py makes it, everything else reads it."""
+"""What a mount is asked to be: frozen, checked, free of I/O. cli.py makes it, everything else reads it.
+
+The flags of `aiofs mount` and the words of its `-o` end in the same settings, checked by the same
+functions, so an option means the same wherever it stands.
+"""
 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from .errors import BadInput
 
 
 class CacheMode(enum.StrEnum):
@@ -32,7 +39,13 @@ class CacheMode(enum.StrEnum):
         return self is not CacheMode.UNSAFE
 
 
+DRIVERS = ("io_uring", "linux", "threads", "posix", "sync")
+"""The names of the drivers: known here so that a wrong word needs no C to be refused."""
+AUTO = "auto"
+"""The word for "aiofs chooses the driver"."""
+LOG_LEVELS = ("debug", "info", "warning", "error")
 DEFAULT_QUEUE_DEPTH = 128
+MAX_QUEUE_DEPTH = 4096
 
 
 @dataclass(frozen=True)
@@ -55,3 +68,116 @@ class MountConfig:
     foreground: bool = False
     log_level: str = "info"
     log_file: Path | None = None
+
+
+def parse_driver(word: str) -> str | None:
+    """A driver's name, or None for `auto`. BadInput lists the names."""
+    if word == AUTO:
+        return None
+    if word not in DRIVERS:
+        raise BadInput(
+            f"unknown AIO driver '{word}'; valid: {AUTO} {' '.join(DRIVERS)} ('aiofs drivers' describes them)"
+        )
+    return word
+
+
+def parse_cache(word: str) -> CacheMode:
+    """A cache mode by its word. BadInput lists the words."""
+    try:
+        return CacheMode(word)
+    except ValueError:
+        raise BadInput(f"unknown cache mode '{word}'; valid: {' '.join(CacheMode)}") from None
+
+
+def parse_queue_depth(word: str) -> int:
+    """A queue depth in requests, 1 .. MAX_QUEUE_DEPTH, decimal."""
+    try:
+        if not word.isascii():
+            raise ValueError
+        depth = int(word, 10)
+    except ValueError:
+        raise BadInput(f"queue depth '{word}' is not a number; use 1 to {MAX_QUEUE_DEPTH}") from None
+    if not 1 <= depth <= MAX_QUEUE_DEPTH:
+        raise BadInput(f"queue depth {word} is out of range; use 1 to {MAX_QUEUE_DEPTH}")
+    return depth
+
+
+def parse_log_level(word: str) -> str:
+    """A log level by its word. BadInput lists the words."""
+    if word not in LOG_LEVELS:
+        raise BadInput(f"unknown log level '{word}'; valid: {' '.join(LOG_LEVELS)}")
+    return word
+
+
+Settings = dict[str, str | bool]
+"""Fields of MountConfig as they were written: text, or a bool for a word without a value."""
+
+_VALUES = ("aio", "cache", "queue_depth", "log_level", "log_file")
+_WORDS: Mapping[str, tuple[str, bool]] = {
+    "merge": ("merge", True),
+    "no_merge": ("merge", False),
+    "ro": ("read_only", True),
+    "read_only": ("read_only", True),
+    "rw": ("read_only", False),
+    "allow_other": ("allow_other", True),
+    "foreground": ("foreground", True),
+}
+OPTION_WORDS = (*(f"{name}=" for name in _VALUES), *_WORDS)
+"""What may stand in `-o`, as listed by the message for a word that may not."""
+
+
+def parse_options(text: str) -> Settings:
+    """The settings in the text of one `-o a,b=c`; a later word wins. `-` and `_` are the same in names."""
+    settings: Settings = {}
+    for item in filter(None, text.split(",")):
+        written, equals, value = item.partition("=")
+        name = written.strip().replace("-", "_")
+        if equals and name in _VALUES:
+            settings[name] = value
+        elif not equals and name in _WORDS:
+            field, setting = _WORDS[name]
+            settings[field] = setting
+        elif name in _VALUES:
+            raise BadInput(f"option -o {written} needs a value: -o {name}=...")
+        elif name in _WORDS:
+            raise BadInput(f"option -o {written} takes no value, got '{value}'")
+        else:
+            raise BadInput(f"unknown option -o {written}; valid: {' '.join(OPTION_WORDS)}")
+    return settings
+
+
+def make_config(source: Path, mountpoint: Path, layers: Iterable[Settings]) -> MountConfig:
+    """The checked configuration; a later layer of settings wins over an earlier one."""
+    merged: Settings = {}
+    for layer in layers:
+        merged |= layer
+    config = MountConfig(source=source, mountpoint=mountpoint)
+    for name, value in merged.items():
+        config = _apply(config, name, value)
+    return config
+
+
+def _apply(config: MountConfig, name: str, value: str | bool) -> MountConfig:
+    text = str(value)
+    match name:
+        case "aio":
+            return replace(config, aio=parse_driver(text))
+        case "cache":
+            return replace(config, cache=parse_cache(text))
+        case "queue_depth":
+            return replace(config, queue_depth=parse_queue_depth(text))
+        case "log_level":
+            return replace(config, log_level=parse_log_level(text))
+        case "log_file":
+            if not text:
+                raise BadInput("option log_file needs a file name")
+            return replace(config, log_file=Path(text).absolute())
+        case "merge":
+            return replace(config, merge=bool(value))
+        case "read_only":
+            return replace(config, read_only=bool(value))
+        case "allow_other":
+            return replace(config, allow_other=bool(value))
+        case "foreground":
+            return replace(config, foreground=bool(value))
+    raise AssertionError(f"no such setting: {name}")

@@ -162,6 +162,27 @@ int32_t aiofs_fault_add(const aiofs_fault_rule *rule);
 int32_t aiofs_fault_log(aiofs_fault_entry *out, uint32_t max); /* what was submitted so far, in order */
 int64_t aiofs_fault_overlaps(void); /* ios submitted while one that they overlap was in flight */
 
+/* ---- merge.h and protocol.h, for tests (testing.c) ---- */
+
+typedef struct {
+    uint64_t stream;
+    int64_t offset;
+    uint32_t length;
+    int32_t next;
+} aiofs_span;
+int32_t aiofs_merge(aiofs_span *spans, uint32_t n, int32_t *heads);
+
+typedef struct {
+    int32_t kind; /* 0 read, 1 write, 2 fsync, 3 other, 4 ignored, 5 refused */
+    uint32_t opcode;
+    uint64_t unique;
+    uint64_t node;
+    int64_t offset;
+    uint32_t length;
+    uint32_t pad;
+} aiofs_message;
+int32_t aiofs_parse(const void *data, uint32_t size, aiofs_message *out);
+
 /* ---- system calls that Python lacks ---- */
 
 /* openat2(2) beneath root_fd: RESOLVE_BENEATH | NO_SYMLINKS | NO_MAGICLINKS | NO_XDEV. O_CLOEXEC is added.

@@ -1,18 +1,20 @@
 /* posix.c -- the driver on POSIX AIO as glibc does it (aio_read(3)): for comparison, and for what it shows
  * of an AIO that was specified before its implementation. Never chosen over `threads`.
  *
- * Three things of glibc's shape this file. It runs the requests of one descriptor one after another, so
+ * Four things of glibc's shape this file. It runs the requests of one descriptor one after another, so
  * each file gets LANES duplicates of its descriptor (one open file description: locks hold), and an io
  * goes to the lane with the least to do. It has no vectors, so an io of several segments goes through a
  * bounce buffer as ONE request: one aiocb per segment would make merging useless. And it
  * tells of a completion by a signal to the whole process, which would hit whatever thread has it
  * unblocked (Python's main thread), or by starting a thread (SIGEV_THREAD), which is dear but disturbs
- * nobody: `notify` runs in it. A collector in aio_suspend(3) would have to be interrupted at every submit.
+ * nobody: `notify` runs in it. A collector in aio_suspend(3) would have to be interrupted at every submit. And its
+ * aio_cancel(3) of a request that is first in its descriptor's line, but has no thread yet, loses every later
+ * request of that descriptor (glibc 2.36: they stay EINPROGRESS for ever). So there is no cancel here.
  *
  * Threads: the caller's, and glibc's, which run `notify` only. A notifier's last access to the instance
  * is the decrement of `notifiers`, which close waits for.
- * States of a slot: free (io == NULL) -> with glibc -> done (pushed by notify) -> free. One that is cancelled
- * loses its io and goes the same way: glibc notifies of cancelled requests too.
+ * States of a slot: free -> with glibc -> done (pushed by notify) -> ready (taken by the caller, in the order in
+ * which they finished) -> free.
  * Invariants: used slots <= depth; a slot with bounce != NULL owns that buffer.
  * Known limit: when glibc cannot start the notifying thread (EAGAIN), nobody learns of the completion.
  */
@@ -47,7 +49,7 @@
 struct slot {
     struct aiocb cb;
     struct aio *aio;
-    struct io *io; /* NULL: taken back by cancel */
+    struct io *io;
     char *bounce;
     unsigned *lane_load;
     struct slot *next;
@@ -61,9 +63,8 @@ struct file {
 
 struct aio {
     int event_fd;
-    unsigned depth;
     pthread_attr_t attr;
-    struct slot *slots; /* depth of them */
+    struct slot *slots;
     struct slot *free;
     struct slot *ready; /* taken from done, in order */
     struct file **files;
@@ -122,7 +123,6 @@ static void posix_close(struct aio *aio)
 static int allocate(struct aio *aio, unsigned depth)
 {
     unsigned bounces = depth < BOUNCES_MAX ? depth : BOUNCES_MAX;
-    aio->depth = depth;
     aio->slots = calloc(depth, sizeof *aio->slots);
     if (aio->slots == NULL)
         return -ENOMEM;
@@ -328,20 +328,20 @@ static int posix_event_fd(struct aio *aio)
     return aio->event_fd;
 }
 
-/* The slot is free again; returns its io, NULL for a cancelled one. */
+/* The slot is free again; returns its io with the result. */
 static struct io *finish(struct aio *aio, struct slot *slot)
 {
     struct io *io = slot->io;
-    if (io != NULL && slot->cb.aio_sigevent.sigev_notify != SIGEV_NONE) {
+    if (slot->cb.aio_sigevent.sigev_notify != SIGEV_NONE) {
         int error = aio_error(&slot->cb);
         io->result = error != 0 ? -error : (int64_t)aio_return(&slot->cb);
-        if (slot->bounce != NULL && io->op == IO_READ && io->result > 0)
-            scatter(io, slot->bounce, (size_t)io->result);
     }
-    if (slot->bounce != NULL)
+    if (slot->bounce != NULL) {
+        if (io->op == IO_READ && io->result > 0)
+            scatter(io, slot->bounce, (size_t)io->result);
         aio->bounces[aio->bounces_free++] = slot->bounce;
+    }
     (*slot->lane_load)--;
-    slot->io = NULL;
     slot->next = aio->free;
     aio->free = slot;
     return io;
@@ -370,25 +370,9 @@ static int posix_reap(struct aio *aio, struct io **out, int max)
         }
         struct slot *slot = aio->ready;
         aio->ready = slot->next;
-        struct io *io = finish(aio, slot);
-        if (io != NULL)
-            out[n++] = io;
+        out[n++] = finish(aio, slot);
     }
     return n;
-}
-
-static int posix_cancel(struct aio *aio, struct io *io)
-{
-    for (unsigned i = 0; i < aio->depth; i++) {
-        struct slot *slot = &aio->slots[i];
-        if (slot->io != io)
-            continue;
-        if (aio_cancel(slot->cb.aio_fildes, &slot->cb) != AIO_CANCELED)
-            return -EALREADY;
-        slot->io = NULL;
-        return 0;
-    }
-    return -EALREADY; /* not ours */
 }
 
 const struct driver driver_posix = {
@@ -402,6 +386,6 @@ const struct driver driver_posix = {
     .submit = posix_submit,
     .event_fd = posix_event_fd,
     .reap = posix_reap,
-    .cancel = posix_cancel,
+    .cancel = NULL, /* the fourth thing of glibc's, above */
     .close = posix_close,
 };

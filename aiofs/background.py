@@ -1,0 +1,138 @@
+"""Going into the background: `aiofs mount` returns when the mount is ready, or says why it is not.
+
+The parent forks while it still has a single thread and waits at the end of a pipe. The child leaves the
+terminal, becomes the server, and reports through the pipe as JSON lines: `{"say": text}` any number of
+times, then `{"ready": true}` or `{"failed": text, "status": n}`. A pipe that ends without one of these
+means that the child has died, which the parent then says.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import logs
+from .errors import AiofsError
+
+
+class Report:
+    """The child's end of the pipe."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._handler = _Collector(self)
+        self._handler.setFormatter(logs.for_people())
+        logging.getLogger("aiofs").addHandler(self._handler)
+
+    def say(self, text: str) -> None:
+        """Have the parent print `text` on its stderr."""
+        self._send({"say": text})
+
+    def ready(self) -> None:
+        """The mount answers; the parent exits with status 0."""
+        self._send({"ready": True})
+        self._close()
+
+    def failed(self, error: AiofsError) -> None:
+        """The mount did not come to be; the parent prints why and exits with the error's status."""
+        self._send({"failed": str(error), "status": error.exit_status})
+        self._close()
+
+    def _send(self, message: dict[str, Any]) -> None:
+        if self._fd < 0:
+            return
+        try:
+            os.write(self._fd, json.dumps(message).encode() + b"\n")
+        except OSError:  # the parent was killed; the server goes on
+            self._close()
+
+    def _close(self) -> None:
+        logging.getLogger("aiofs").removeHandler(self._handler)
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class _Collector(logging.Handler):
+    """Hands what aiofs logs before it is ready to the person who typed the command."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__()
+        self._report = report
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._report.say(self.format(record))
+
+
+def launch(server: Callable[[Report], int], log_file: Path | None) -> int:
+    """Run `server` in a child of its own session; returns, in the parent only, the exit status to use."""
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        os.close(read_end)
+        status = 1
+        try:
+            _leave_terminal(log_file)
+            status = server(Report(write_end))
+        finally:
+            logging.shutdown()
+            os._exit(status)
+    os.close(write_end)
+    try:
+        with os.fdopen(read_end, "rb") as pipe:
+            return _relay(pipe, child)
+    except KeyboardInterrupt:
+        os.kill(child, signal.SIGTERM)
+        os.waitpid(child, 0)
+        raise
+
+
+def _relay(pipe: Any, child: int) -> int:
+    for line in pipe:
+        message = json.loads(line)
+        if "say" in message:
+            print(message["say"], file=sys.stderr, flush=True)
+        elif "failed" in message:
+            print(f"aiofs: {message['failed']}", file=sys.stderr)
+            os.waitpid(child, 0)  # so that nothing of it is left when the command has returned
+            return int(message["status"])
+        else:
+            return 0
+    _, status = os.waitpid(child, 0)
+    print(f"aiofs: the server ended before the mount was ready ({_how(status)})", file=sys.stderr)
+    return 1
+
+
+def _how(wait_status: int) -> str:
+    if os.WIFSIGNALED(wait_status):
+        return f"killed by {signal.Signals(os.WTERMSIG(wait_status)).name}"
+    return f"exit status {os.waitstatus_to_exitcode(wait_status)}; try --foreground"
+
+
+def _leave_terminal(log_file: Path | None) -> None:
+    """A session of its own, no working directory to keep busy, and no terminal to write to.
+
+    stdout and stderr go to the log file, if there is one: libfuse prints its complaints there.
+    """
+    os.setsid()
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    out = null
+    if log_file is not None:
+        try:
+            out = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+        except OSError:
+            out = null  # logs.start will report it
+    for source, target in ((null, 0), (out, 1), (out, 2)):
+        os.dup2(source, target)
+    for fd in {null, out}:
+        if fd > 2:
+            os.close(fd)

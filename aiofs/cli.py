@@ -1,0 +1,253 @@
+"""argv to config, and exceptions to an exit status: 0 done, 1 failed at run time, 2 bad input.
+
+What a command needs is imported when it runs: `aiofs info` starts no event loop, and `aiofs mount` reports
+a wrong word before it loads anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .config import (
+    AUTO,
+    DEFAULT_QUEUE_DEPTH,
+    DRIVERS,
+    MAX_QUEUE_DEPTH,
+    CacheMode,
+    Settings,
+    make_config,
+    parse_options,
+)
+from .errors import AiofsError, BadInput
+
+_EPILOG = """\
+examples:
+  aiofs drivers                         which AIO drivers work here, or why not
+  aiofs mount images/ /mnt/vdisk        each image in images/ is a file there
+  aiofs mount disk.img /mnt/vdisk       one image: /mnt/vdisk/disk.img
+  aiofs mount images/ /mnt/vdisk --aio linux --cache none
+  aiofs info /mnt/vdisk                 drivers, cache modes and counters
+  aiofs umount /mnt/vdisk               returns when everything is on disk
+"""
+
+_MOUNT_EPILOG = f"""\
+cache modes (QEMU's words):
+  none          O_DIRECT: past the host page cache (default where it works)
+  writeback     through the page cache; on disk after fsync (default elsewhere)
+  writethrough  through the page cache; every write is on disk before its answer
+  directsync    O_DIRECT, and every write is on disk before its answer
+  unsafe        as writeback, and fsync is ignored: for what may be lost
+
+-o takes the same words: -o aio=linux,cache=none,queue_depth=64,no_merge,ro,rw,
+allow_other,foreground,log_level=debug,log_file=FILE. A flag wins over -o.
+
+examples:
+  aiofs mount images/ /mnt/vdisk
+  aiofs mount images/ /mnt/vdisk --aio threads --cache writeback --read-only
+  aiofs mount /dev/vg0/guest /mnt/vdisk --queue-depth {DEFAULT_QUEUE_DEPTH * 2}
+  aiofs mount images/ /mnt/vdisk --foreground --log-level debug
+  losetup --find --show --direct-io=on /mnt/vdisk/disk.img
+
+exit status: 0 ready, or ended well; 1 it failed; 2 bad input.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line, like every other error of aiofs."""
+
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(f"{message} (see {self.prog} --help)")
+
+
+class _Version(argparse.Action):
+    """--version; reads the package's metadata only when asked (it takes 30 ms)."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from . import __version__
+
+        print(f"aiofs {__version__}")
+        parser.exit()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    try:
+        arguments = _parser().parse_args(argv)
+        command: Callable[[argparse.Namespace], int] = arguments.command
+        return command(arguments)
+    except AiofsError as error:
+        print(f"aiofs: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return 130  # 128 + SIGINT, as shells have it
+    except BrokenPipeError:  # the reader of a pipe has enough: `aiofs info | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+# -- the commands --
+
+
+def _mount(arguments: argparse.Namespace) -> int:
+    options = [parse_options(text) for text in arguments.options]
+    flags: Settings = {
+        name: value
+        for name in ("aio", "cache", "queue_depth", "log_level", "log_file", "merge", "read_only")
+        if (value := getattr(arguments, name)) is not None
+    }
+    flags |= {name: True for name in ("allow_other", "foreground") if getattr(arguments, name)}
+    asked = [layer["aio"] for layer in (*options, flags) if "aio" in layer]
+    if asked and asked[-1] in ("help", "?"):
+        return _drivers(arguments)
+    if arguments.source is None or arguments.mountpoint is None:
+        missing = "SOURCE and MOUNTPOINT" if arguments.source is None else "MOUNTPOINT"
+        raise BadInput(f"{missing} missing: aiofs mount SOURCE MOUNTPOINT (see aiofs mount --help)")
+    config = make_config(
+        _path("SOURCE", arguments.source), _path("MOUNTPOINT", arguments.mountpoint), [*options, flags]
+    )
+    from . import mount
+
+    return mount.run(config)
+
+
+def _umount(arguments: argparse.Namespace) -> int:
+    from .umount import umount
+
+    return umount(_path("MOUNTPOINT", arguments.mountpoint), lazy=arguments.lazy)
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from . import info, mounttable
+
+    if arguments.mountpoint is not None:
+        path = _path("MOUNTPOINT", arguments.mountpoint)
+        mount = mounttable.mount_at(path)
+        if mount is None or not mount.is_aiofs:
+            raise BadInput(f"{path} is not an aiofs mount; 'aiofs info' lists them")
+        told = info.read(mount.mountpoint)
+        print(json.dumps(told, indent=2) if arguments.json else info.describe(told))
+        return 0
+    found: list[tuple[mounttable.Mount, dict[str, Any] | info.Unreadable]] = []
+    for mount in mounttable.aiofs_mounts():
+        try:
+            found.append((mount, info.read(mount.mountpoint, timeout_s=2.0)))
+        except info.Unreadable as error:
+            found.append((mount, error))
+    if arguments.json:
+        silent = (
+            {"mountpoint": str(m.mountpoint), "error": str(e)} for m, e in found if isinstance(e, AiofsError)
+        )
+        print(json.dumps([*(told for _, told in found if isinstance(told, dict)), *silent], indent=2))
+    elif found:
+        print("\n".join(info.listing(found)))
+    else:
+        print("no aiofs mounts")
+    return 0
+
+
+def _drivers(_: argparse.Namespace) -> int:
+    from . import select
+    from .dataplane import drivers
+
+    statuses = drivers()
+    print(f"{'driver':<10}{'works':<7}what it is, or why it does not work")
+    for status in statuses:
+        works, text = ("yes", status.description) if status.works else ("no", status.reason)
+        print(f"{status.name:<10}{works:<7}{text}")
+    try:
+        default = select.choose(None, statuses).driver
+    except BadInput as error:
+        print(f"\nno default: {error}")
+    else:
+        print(f"\ndefault: {default} (the first of {' '.join(select.PREFERENCE)} that works)")
+    return 0
+
+
+def _path(name: str, text: str) -> Path:
+    if not text:
+        raise BadInput(f"{name} is empty")
+    if "\0" in text:
+        raise BadInput(f"{name} holds a NUL byte")
+    return Path(os.path.abspath(text))  # noqa: PTH100 -- removes "..", which Path.absolute keeps
+
+
+# -- the words of argv --
+
+
+def _parser() -> argparse.ArgumentParser:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(
+        prog="aiofs",
+        description="Serve disk images as files, through batched and merged asynchronous I/O.",
+        epilog=_EPILOG,
+        formatter_class=form,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="name")
+
+    mount = commands.add_parser(
+        "mount",
+        help="mount images; returns when the mount is ready",
+        description="Mount a directory of images, one image, or one block device on a directory.",
+        epilog=_MOUNT_EPILOG,
+        formatter_class=form,
+    )
+    _mount_arguments(mount)
+    mount.set_defaults(command=_mount)
+
+    umount = commands.add_parser(
+        "umount",
+        help="unmount; returns when everything is on disk",
+        description="Unmount; returns when the server has synced everything and has gone.",
+    )
+    umount.add_argument("mountpoint", metavar="MOUNTPOINT")
+    umount.add_argument(
+        "--lazy", action="store_true", help="detach a busy mount now, do not wait for its end"
+    )
+    umount.set_defaults(command=_umount)
+
+    info = commands.add_parser(
+        "info",
+        help="what a mount does; without MOUNTPOINT: all aiofs mounts",
+        description="Driver, cache mode, counters of a mount and of its open images.",
+    )
+    info.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?")
+    info.add_argument("--json", action="store_true", help="print JSON, for programs")
+    info.set_defaults(command=_info)
+
+    drivers = commands.add_parser("drivers", help="the AIO drivers: which work here, and why not")
+    drivers.set_defaults(command=_drivers)
+    return parser
+
+
+def _mount_arguments(mount: argparse.ArgumentParser) -> None:
+    add = mount.add_argument
+    add("source", metavar="SOURCE", nargs="?", help="a directory of images, an image file, or a block device")
+    add("mountpoint", metavar="MOUNTPOINT", nargs="?", help="an existing directory")
+    add("--aio", metavar="DRIVER", help=f"{AUTO} (default), {', '.join(DRIVERS)}; help or ? describes them")
+    add("--cache", metavar="MODE", help=", ".join(CacheMode) + " (see below)")
+    add(
+        "--queue-depth",
+        metavar="N",
+        help=f"requests in work at once, 1 to {MAX_QUEUE_DEPTH} (default {DEFAULT_QUEUE_DEPTH})",
+    )
+    add("--no-merge", dest="merge", action="store_const", const=False, help="do not merge adjacent requests")
+    add("--read-only", dest="read_only", action="store_const", const=True, help="nothing can be changed")
+    add("--allow-other", action="store_true", help="let other users use the mount")
+    add("--foreground", action="store_true", help="stay in the foreground, log to stderr; Ctrl-C unmounts")
+    add("--log-level", metavar="LEVEL", help="debug, info (default), warning, error")
+    add("--log-file", metavar="FILE", help="where a background server logs; default: syslog, if there is one")
+    add(
+        "-o",
+        dest="options",
+        metavar="A,B=C",
+        action="append",
+        default=[],
+        help="the same options, as mount(8) has them",
+    )

@@ -1,0 +1,263 @@
+"""The node table: which file of the backing tree the kernel means by a node id.
+
+A node id is the file's inode number (the root's is 1), so a restarted server gives the same ones; the
+generation is the time of birth, so a reused inode number is a different file to the kernel. A node knows
+the names it was seen under; its path is made by walking up. The backing tree may change at any time:
+whatever is opened by name is checked to be the very file before it is used.
+
+Invariant: a node is in the table while the kernel holds lookups of it. Used by one task at a time (no
+await inside), owns no descriptors but the ones it hands out.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from .dataplane import system
+from .dataplane.system import FileStat
+from .source import Kind, Source
+
+log = logging.getLogger(__name__)
+
+ROOT = 1
+FIRST_VIRTUAL = 2**64 - 2**32
+"""Node ids and file handles from here on are no backing files: the info directory and its files."""
+
+_MAX_LINKS = 64
+"""Names kept of one file; more hard links than that are served too, through the names kept."""
+
+
+class Node:
+    """One file or directory the kernel knows."""
+
+    __slots__ = ("generation", "ino", "is_dir", "lookups", "name", "others", "parent")
+
+    def __init__(self, ino: int, generation: int, parent: int, name: bytes, is_dir: bool) -> None:
+        self.ino = ino
+        self.generation = generation
+        self.parent = parent
+        self.name = name
+        """The name it was seen under last; empty: no name is left."""
+        self.others: list[tuple[int, bytes]] | None = None
+        """Further hard links: (parent, name)."""
+        self.is_dir = is_dir
+        self.lookups = 0
+
+    def names(self) -> list[tuple[int, bytes]]:
+        """All names known: (parent's node id, name), the newest first."""
+        newest = [(self.parent, self.name)] if self.name else []
+        return newest + (self.others or [])
+
+    def add_name(self, parent: int, name: bytes, nlink: int) -> None:
+        """It was seen under this name and has `nlink` names in all."""
+        if (parent, name) == (self.parent, self.name):
+            return
+        if self.is_dir or nlink <= 1 or not self.name:
+            self.others = None
+        else:
+            kept = [known for known in self.names() if known != (parent, name)]
+            self.others = kept[: min(nlink, _MAX_LINKS) - 1]
+        self.parent, self.name = parent, name
+
+    def remove_name(self, parent: int, name: bytes) -> None:
+        """It is no longer called that."""
+        left = [known for known in self.names() if known != (parent, name)]
+        self.parent, self.name = left[0] if left else (self.parent, b"")
+        self.others = left[1:] or None
+
+
+def generation_of(st: FileStat) -> int:
+    """Tells files apart that get the same inode number one after the other; 0 when birth is not known."""
+    return st.birth_ns & (2**64 - 1)
+
+
+class NodeTable:
+    """All nodes the kernel knows of one source."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        root = Node(ROOT, 0, ROOT, b"", is_dir=True)
+        root.lookups = 1  # the kernel never forgets the root
+        self._nodes: dict[int, Node] = {ROOT: root}
+        self._refused: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def __contains__(self, ino: int) -> bool:
+        return ino in self._nodes
+
+    def get(self, ino: int) -> Node:
+        """The node with this id; ESTALE when it is not known (any more)."""
+        node = self._nodes.get(ino)
+        if node is None:
+            raise OSError(errno.ESTALE, f"node {ino} is not known")
+        return node
+
+    def find(self, ino: int) -> Node | None:
+        """The node with this id, if it is known."""
+        return self._nodes.get(ino)
+
+    # -- what the kernel knows --
+
+    def seen(self, parent: int, name: bytes, st: FileStat) -> Node:
+        """The node of a file that was found under this name, added or brought up to date.
+
+        The caller raises `lookups` when the kernel is told of it. ENOENT for the few inode numbers that
+        have another meaning here.
+        """
+        if st.ino <= ROOT or st.ino >= FIRST_VIRTUAL:
+            self._refuse(parent, name, st.ino)
+        node = self._nodes.get(st.ino)
+        if node is None:
+            node = Node(st.ino, generation_of(st), parent, name, stat.S_ISDIR(st.mode))
+            self._nodes[st.ino] = node
+        elif node.generation != generation_of(st) or node.is_dir != stat.S_ISDIR(st.mode):
+            # Another file got the inode number. The kernel learns it from the generation.
+            node.generation, node.is_dir = generation_of(st), stat.S_ISDIR(st.mode)
+            node.parent, node.name, node.others = parent, name, None
+        else:
+            node.add_name(parent, name, st.nlink)
+        return node
+
+    def _refuse(self, parent: int, name: bytes, ino: int) -> None:
+        if ino not in self._refused:
+            self._refused.add(ino)
+            shown = self.source.display(self.path_of(parent, name))
+            log.error("%s is not served: its inode number %d has a meaning of its own here", shown, ino)
+        raise FileNotFoundError(errno.ENOENT, "reserved inode number", os.fsdecode(name))
+
+    def forget(self, ino: int, count: int) -> bool:
+        """The kernel gave back `count` lookups; True when the node is gone with that."""
+        node = self._nodes.get(ino)
+        if node is None or ino == ROOT:
+            return False
+        node.lookups -= count
+        if node.lookups > 0:
+            return False
+        del self._nodes[ino]
+        return True
+
+    # -- changes of names through the mount --
+
+    def removed(self, parent: int, name: bytes, ino: int) -> None:
+        """The name was removed; it belonged to `ino`."""
+        node = self._nodes.get(ino)
+        if node is not None:
+            node.remove_name(parent, name)
+
+    def renamed(self, old: tuple[int, bytes], new: tuple[int, bytes], ino: int, nlink: int) -> None:
+        """The file `ino` has the name `new` instead of `old` (parent's node id, name)."""
+        node = self._nodes.get(ino)
+        if node is not None:
+            node.remove_name(*old)
+            node.add_name(*new, nlink)
+
+    # -- from nodes to files --
+
+    def path_of(self, parent: int, name: bytes) -> bytes:
+        """The path of a name beneath the root. ESTALE when a directory on the way is not known."""
+        parts = [name]
+        while parent != ROOT:
+            node = self.get(parent)
+            if not node.name:
+                raise OSError(errno.ESTALE, "a directory on the path has been removed", os.fsdecode(name))
+            parts.append(node.name)
+            parent = node.parent
+        return b"/".join(reversed(parts))
+
+    def display(self, node: Node) -> str:
+        """The node's name for messages."""
+        try:
+            return self.source.display(self.path_of(node.parent, node.name))
+        except OSError:
+            return self.source.display(node.name)
+
+    @contextmanager
+    def directory(self, ino: int, flags: int = os.O_PATH) -> Iterator[int]:
+        """A descriptor of the directory `ino`, checked to be that one, closed afterwards. ESTALE, OSError."""
+        if ino == ROOT and flags == os.O_PATH:
+            yield self.source.root_fd
+            return
+        fd = self.open_directory(ino, flags)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def open_directory(self, ino: int, flags: int = os.O_PATH) -> int:
+        """A descriptor of the directory `ino`, checked to be that one; the caller closes it."""
+        if ino == ROOT:
+            return self.source.open_directory(b"", flags)
+        node = self.get(ino)
+        if not node.is_dir:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fsdecode(node.name))
+        if not node.name:
+            raise OSError(errno.ESTALE, "the directory has been removed")
+        try:
+            fd = self.source.open_directory(self.path_of(node.parent, node.name), flags)
+        except OSError as error:
+            raise _gone(error) from error
+        if not _same(node, system.stat(fd)):
+            os.close(fd)
+            raise OSError(errno.ESTALE, "another directory is there now", os.fsdecode(node.name))
+        return fd
+
+    def stat(self, node: Node) -> FileStat:
+        """The attributes of a node, found by one of its names. ESTALE when it is under none of them."""
+        if node.ino == ROOT:
+            return self._root_stat()
+        for parent, name in node.names():
+            try:
+                with self.directory(parent) as dir_fd:
+                    st = self.source.stat(dir_fd, name)
+            except OSError as error:
+                _gone(error)
+                continue
+            if _same(node, st):
+                return st
+        raise OSError(errno.ESTALE, "it is under none of its names any more", os.fsdecode(node.name))
+
+    def _root_stat(self) -> FileStat:
+        root_fd = self.source.root_fd
+        st = system.stat(root_fd)
+        if self.source.kind is Kind.TREE:
+            return st
+        # A made-up directory: the source's own is not served. Nothing can be created in it.
+        with suppress(FileNotFoundError):
+            there = self.source.stat(root_fd, self.source.name)
+            st = st._replace(uid=there.uid, gid=there.gid, mtime_ns=there.mtime_ns, ctime_ns=there.ctime_ns)
+        return st._replace(mode=stat.S_IFDIR | 0o555, nlink=2, size=0, blocks=0)
+
+    def open(self, node: Node, flags: int) -> int:
+        """Open a file by one of its names, checked to be that one. ESTALE, or what open said."""
+        for parent, name in node.names():
+            try:
+                with self.directory(parent) as dir_fd:
+                    # Looked at first: opening a device or fifo that took the name would have effects.
+                    if not _same(node, self.source.stat(dir_fd, name)):
+                        continue
+                    fd = self.source.open_file(dir_fd, name, flags)
+            except OSError as error:
+                _gone(error)
+                continue
+            if _same(node, system.stat(fd)):
+                return fd
+            os.close(fd)
+        raise OSError(errno.ESTALE, "it is under none of its names any more", os.fsdecode(node.name))
+
+
+def _same(node: Node, st: FileStat) -> bool:
+    return node.ino == st.ino and node.generation == generation_of(st)
+
+
+def _gone(error: OSError) -> OSError:
+    """ESTALE for "not there any more"; other errors are raised."""
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ESTALE):
+        return OSError(errno.ESTALE, error.strerror, error.filename)
+    raise error

@@ -1,0 +1,288 @@
+"""The running server: the data plane's thread and pyfuse3 in one trio loop, from INIT to the last sync.
+
+Order of the end, whatever began it (umount from anywhere, a signal, a failure):
+
+1. unmounting, if nobody has done it: no new requests. A busy mount is detached lazily, and the plane is
+   told to stop: what it has accepted is finished, the rest stays unread.
+2. the plane's loop returns. Until then pyfuse3 is served, because unmounting sends requests as well.
+3. `close_all`: every image is synced, unlocked and closed.
+4. pyfuse3 ends, then the plane is freed, and the /dev/fuse descriptor is closed last: closing it is what
+   makes the kernel answer ENOTCONN to whoever still holds a file of a lazily detached mount.
+
+Runs in trio's thread, which never calls into the mounted file system: that could only be answered by
+itself. Threads do it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import pyfuse3
+import trio
+
+from . import __version__, fusermount, holders, info
+from .config import MountConfig
+from .dataplane import DataPlane
+from .errors import AiofsError, reason
+from .fs import Operations
+from .fusermount import Unmounting
+from .images import ImageInfo, ImageTable
+from .mounttable import Mount
+from .outcome import Outcome
+from .select import Choice
+from .source import Kind, Source
+
+log = logging.getLogger(__name__)
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+MAX_TASKS = 32
+"""Requests that pyfuse3 handles at once."""
+SOCKET_BUFFER_BYTES = 4 << 20
+"""A message of MAX_REQUEST_BYTES and its bookkeeping must fit into the socket, several times."""
+OTHER_NAMESPACES_S = 5.0
+"""How long after an unmount the kernel may take to end the connection; longer: it is mounted elsewhere."""
+_SO_SNDBUFFORCE = 32  # asm-generic/socket.h; Python's socket module does not have it
+
+
+@dataclass(frozen=True)
+class Mounted:
+    """What the steps before the server have made."""
+
+    config: MountConfig
+    choice: Choice
+    source: Source
+    mount: Mount
+    fuse_fd: int
+    """Given to the server, which closes it."""
+
+
+def forward_pair() -> tuple[socket.socket, socket.socket]:
+    """The sockets between the planes: the data plane's end, pyfuse3's end."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in (ours, theirs):
+        try:
+            end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, SOCKET_BUFFER_BYTES)
+        except PermissionError:  # an ordinary user gets what net.core.wmem_max allows
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+    return ours, theirs
+
+
+class Server:
+    """One mount at work. `run` is the whole of its life."""
+
+    def __init__(self, mounted: Mounted) -> None:
+        self._config = mounted.config
+        self._choice = mounted.choice
+        self._source = mounted.source
+        self._mount = mounted.mount
+        self._fuse_fd = mounted.fuse_fd
+        self._outcome = Outcome()
+        self._started = time.time()
+        self._ended = trio.Event()
+        self._stopping = False
+        self._ready = False
+        self._forward, pyfuse3_end = forward_pair()
+        self._pyfuse3_fd = pyfuse3_end.detach()  # libfuse will close it
+        self._pyfuse3_open = False
+        self._plane = DataPlane(
+            self._fuse_fd,
+            self._forward.fileno(),
+            queue_depth=self._config.queue_depth,
+            merge=self._config.merge,
+        )
+        self._table = ImageTable(
+            source=self._source,
+            plane=self._plane,
+            driver=self._choice.driver,
+            cache=self._config.cache,
+            read_only=self._config.read_only,
+        )
+
+    async def run(self, on_ready: Callable[[], None]) -> list[str]:
+        """Serve until the end; what could not be synced, one sentence each. AiofsError: it failed.
+
+        `on_ready` is called when the mount answers.
+        """
+        token = trio.lowlevel.current_trio_token()
+        self._plane.start(lambda: token.run_sync_soon(self._ended.set))
+        failures: list[str] = []
+        try:
+            async with trio.open_nursery() as nursery:
+                try:
+                    await nursery.start(self._stop_on_signal)
+                    nursery.start_soon(self._plane.answers)
+                    await self._open_driver()
+                    self._open_pyfuse3()
+                    nursery.start_soon(self._serve_names)
+                    nursery.start_soon(self._become_ready, on_ready)
+                    await self._ended.wait()
+                finally:
+                    with trio.CancelScope(shield=True):
+                        failures = await self._wind_down()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._close()
+        self._check_result()
+        return failures
+
+    # -- the beginning --
+
+    async def _open_driver(self) -> None:
+        try:
+            await self._plane.open_driver(self._choice.driver)
+        except OSError as error:
+            raise AiofsError(
+                f"AIO driver {self._choice.driver} failed to start: {reason(error)}; try another with --aio"
+            ) from error
+
+    def _open_pyfuse3(self) -> None:
+        # libfuse takes the socket for /dev/fuse. The options of the mount were fusermount3's business.
+        operations = Operations(table=self._table, info=self._info)
+        pyfuse3.init(operations, f"/dev/fd/{self._pyfuse3_fd}", set())
+        self._pyfuse3_open = True
+
+    async def _serve_names(self) -> None:
+        await pyfuse3.main(max_tasks=MAX_TASKS)
+
+    async def _become_ready(self, on_ready: Callable[[], None]) -> None:
+        """Ready is: INIT has been exchanged and the root answers; until then the kernel holds the stat."""
+        try:
+            st = await trio.to_thread.run_sync(os.stat, self._mount.mountpoint, abandon_on_cancel=True)
+        except OSError as error:
+            if self._stopping or self._ended.is_set():
+                return
+            where = self._mount.mountpoint
+            raise AiofsError(f"the mount on {where} does not answer: {reason(error)}") from error
+        if st.st_dev != self._mount.device:
+            return  # unmounted meanwhile
+        self._ready = True
+        log.info(
+            "%s on %s: AIO driver %s (%s), cache %s",
+            self._source.describe(),
+            self._config.mountpoint,
+            self._choice.driver,
+            self._choice.reason,
+            self._config.cache or "auto",
+        )
+        on_ready()
+
+    # -- the end --
+
+    async def _stop_on_signal(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        with trio.open_signal_receiver(*STOP_SIGNALS) as received:
+            # They were blocked since before the mount was made: none could leave it without a server.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+            task_status.started()
+            async with trio.open_nursery() as nursery:
+                async for number in received:
+                    name = signal.Signals(number).name
+                    if self._stopping:
+                        log.info("%s: already stopping, everything is being brought to disk", name)
+                        continue
+                    log.info("%s: stopping", name)
+                    self._stopping = True
+                    nursery.start_soon(self._unmount)
+
+    async def _unmount(self) -> None:
+        """End the mount from inside; the plane's loop returns after it."""
+        self._stopping = True
+        try:
+            how = await trio.to_thread.run_sync(fusermount.unmount, self._mount.mountpoint)
+            if how is Unmounting.BUSY:
+                await self._detach()
+                return
+        except AiofsError as error:
+            log.warning("%s", error)
+            self._plane.stop()
+            return
+        with trio.move_on_after(OTHER_NAMESPACES_S):
+            await self._ended.wait()
+        if not self._ended.is_set():
+            log.warning("still mounted in another mount namespace; stopping all the same")
+            self._plane.stop()
+
+    async def _detach(self) -> None:
+        """Take a busy mount away from its users: lazily, so that the mountpoint is free again."""
+        found = await trio.to_thread.run_sync(holders.holders_of, self._mount)
+        log.warning(
+            "%s is busy, held by %s; detaching it, they will get errors",
+            self._mount.mountpoint,
+            "; ".join(found.lines()) or "somebody who cannot be seen from here",
+        )
+        await trio.to_thread.run_sync(lambda: fusermount.unmount(self._mount.mountpoint, lazy=True))
+        self._plane.stop()
+
+    async def _wind_down(self) -> list[str]:
+        """Steps 1 to 3 of the end; what could not be synced. Nothing may cancel it."""
+        if not self._ended.is_set():  # a failure of ours, not an unmount
+            self._stopping = True
+            self._plane.stop()
+            await self._ended.wait()
+        failures = [f"{failure.filename}: {reason(failure)}" for failure in await self._table.close_all()]
+        failures += await self._sync_closed()
+        self._outcome.write(failures)
+        if self._plane.result != 0:
+            # Stopped, or failed: the mount may still be there, and nobody serves it any more.
+            with suppress(AiofsError):
+                await trio.to_thread.run_sync(lambda: fusermount.unmount(self._mount.mountpoint, lazy=True))
+        return failures
+
+    async def _sync_closed(self) -> list[str]:
+        """Bring what was written to images closed earlier to disk: close(2) does not, umount promises it."""
+        if self._config.read_only:
+            return []
+        sync = os.fdatasync if self._source.kind is Kind.DEVICE else pyfuse3.syncfs
+        what: Any = self._source.device_fd
+        if self._source.kind is not Kind.DEVICE:
+            what = f"/proc/self/fd/{self._source.root_fd}"
+        try:
+            await trio.to_thread.run_sync(sync, what)
+        except OSError as error:
+            return [f"{self._source.path}: {reason(error)}"]
+        return []
+
+    def _close(self) -> None:
+        """Step 4."""
+        if self._pyfuse3_open:
+            pyfuse3.close(unmount=False)
+        else:
+            os.close(self._pyfuse3_fd)
+        self._plane.close()
+        self._forward.close()
+        os.close(self._fuse_fd)
+
+    def _check_result(self) -> None:
+        result = self._plane.result
+        if result is not None and result < 0:
+            raise AiofsError(f"the data plane failed: {os.strerror(-result)}")
+        if not self._ready:
+            raise AiofsError(f"the mount on {self._mount.mountpoint} was ended before it was ready")
+
+    # -- info --
+
+    def _info(self) -> bytes:
+        told: dict[str, Any] = info.build(
+            version=__version__,
+            config=self._config,
+            choice=self._choice,
+            source_kind=self._source.kind.value,
+            started=self._started,
+            outcome_fd=self._outcome.fd,
+            exchange=self._plane.init_exchange(),
+            plane=self._plane.counters(),
+            images=[self._describe_image(image) for image in self._table.info()],
+        )
+        return json.dumps(told, indent=1).encode() + b"\n"
+
+    def _describe_image(self, image: ImageInfo) -> dict[str, Any]:
+        return {**dataclasses.asdict(image), "counters": self._plane.image_counters(image.slot)}

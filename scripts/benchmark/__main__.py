@@ -1,0 +1,206 @@
+"""The command line of scripts/bench."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+
+from . import chart, costs, machine, report
+from .processes import TargetError
+from .results import Cell, Costs, Results
+from .run import Plan, measure, serve_all, undisturbed
+from .targets import TARGETS, Lab, Target
+from .workloads import MIB, WORKLOADS, Workload
+
+UNITS = {"M": MIB, "G": 1024 * MIB}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure (or read an earlier run), print, and write what was asked for. Exit status 0, 2 or 130."""
+    options = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        results = _read(options.from_file) if options.from_file else _measure(options)
+    except KeyboardInterrupt:
+        _tell("interrupted; everything was taken down")
+        return 130
+    except (TargetError, OSError) as error:
+        _tell(f"bench: {error}")
+        return 2
+    print(report.markdown(results) if options.markdown else report.text(results), end="")
+    if options.svg:
+        options.svg.write_text(chart.svg(results))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench",
+        description="Measure aiofs beside the raw image, qemu-storage-daemon and nbdfuse, in one run, "
+        "interleaved. A full run takes about 20 minutes and 15 images of --size. The results go to "
+        "bench-results/DATE.json.",
+        epilog="targets: "
+        + " ".join(t.name for t in TARGETS)
+        + "; workloads: "
+        + " ".join(w.name for w in WORKLOADS),
+    )
+    parser.add_argument(
+        "--targets", type=_target_list, default=TARGETS, metavar="A,B", help="only these; * is allowed"
+    )
+    parser.add_argument(
+        "--workloads", type=_workload_list, default=WORKLOADS, metavar="A,B", help="only these"
+    )
+    parser.add_argument("--rounds", type=_positive, default=3, metavar="N", help="rounds (default 3)")
+    parser.add_argument("--runtime", type=float, metavar="S", help="seconds per cell (default 3; quick: 1)")
+    parser.add_argument(
+        "--size", type=_size, metavar="N", help="of an image: 512M, 1G (default 1G; quick: 256M)"
+    )
+    parser.add_argument("--quick", action="store_true", help="short cells and small images, for a first look")
+    parser.add_argument(
+        "--dir", type=Path, default=Path(), help="where the images are written (default: here)"
+    )
+    parser.add_argument(
+        "--engine", choices=["libaio", "io_uring"], default="libaio", help="fio's engine, for all"
+    )
+    parser.add_argument(
+        "--qemu-aio", choices=["native", "io_uring", "threads"], default="native", help="for qsd"
+    )
+    parser.add_argument("--no-costs", action="store_true", help="leave out the mount of 10,000 images")
+    parser.add_argument(
+        "--from", dest="from_file", type=Path, metavar="JSON", help="show an earlier run again"
+    )
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="write the chart")
+    parser.add_argument(
+        "--markdown", action="store_true", help="print the README's table instead of the report"
+    )
+    return parser
+
+
+def _measure(options: argparse.Namespace) -> Results:
+    size = options.size or (256 * MIB if options.quick else 1024 * MIB)
+    runtime_s = options.runtime or (1.0 if options.quick else 3.0)
+    plan = Plan(options.targets, options.workloads, options.rounds, runtime_s, options.engine)
+    date = datetime.now().astimezone().strftime("%Y-%m-%dT%H%M%S")
+    parent = options.dir.resolve(strict=True)
+    _check_space(parent, size * len(plan.targets))
+    directory = Path(tempfile.mkdtemp(prefix="aiofs-bench.", dir=parent))
+    try:
+        _tell(f"writing {len(plan.targets)} images of {size // MIB:,} MiB in {directory}")
+        lab = Lab(directory, size, options.qemu_aio)
+        with serve_all(plan.targets, lab, _tell) as served:
+            cells = list(measure(plan, lab, served, _tell))
+        idle = None if options.no_costs else _costs(directory, plan.rounds)
+        facts = machine.facts(directory)
+    finally:
+        with undisturbed():
+            _remove_if_empty(directory)
+    return _store(date, plan, size, options.qemu_aio, cells, idle, facts)
+
+
+def _costs(directory: Path, rounds: int) -> Costs | None:
+    _tell(f"mounting {costs.IMAGES:,} images")
+    try:
+        return costs.measure(directory, rounds)
+    except (TargetError, OSError) as error:
+        _tell(f"the mount of many images is left out: {error}")
+        return None
+
+
+def _store(
+    date: str, plan: Plan, size: int, qemu_aio: str,
+    cells: list[Cell], idle: Costs | None, facts: dict[str, str],
+) -> Results:  # fmt: skip
+    settings = {
+        "size": size,
+        "rounds": plan.rounds,
+        "runtime_s": plan.runtime_s,
+        "engine": plan.engine,
+        "qemu_aio": qemu_aio,
+    }
+    results = Results(date, facts, settings, cells, idle)
+    path = Path("bench-results") / f"{date}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(results.to_json(), indent=1) + "\n")
+    _tell(f"written: {path}")
+    return results
+
+
+def _read(path: Path) -> Results:
+    try:
+        return Results.from_json(json.loads(path.read_text()))
+    except (KeyError, TypeError, ValueError) as error:
+        raise TargetError(f"{path} is not a result of scripts/bench: {error!r}") from None
+
+
+def _target_list(words: str) -> list[Target]:
+    """The targets that match, and the baselines that their ratios need."""
+    wanted = _matching(words, [target.name for target in TARGETS])
+    loops = {target.on_loop for target in TARGETS if target.name in wanted}
+    wanted |= {"loop-raw" if on_loop else "raw" for on_loop in loops}
+    return [target for target in TARGETS if target.name in wanted]
+
+
+def _workload_list(words: str) -> list[Workload]:
+    wanted = _matching(words, [workload.name for workload in WORKLOADS])
+    return [workload for workload in WORKLOADS if workload.name in wanted]
+
+
+def _matching(words: str, names: list[str]) -> set[str]:
+    found: set[str] = set()
+    for pattern in words.split(","):
+        matched = fnmatch.filter(names, pattern)
+        if not matched:
+            raise argparse.ArgumentTypeError(f"{pattern!r} is none of: {' '.join(names)}")
+        found.update(matched)
+    return found
+
+
+def _positive(word: str) -> int:
+    if not word.isdigit() or int(word) == 0:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a number of at least 1")
+    return int(word)
+
+
+def _size(word: str) -> int:
+    unit = UNITS.get(word[-1:].upper())
+    if unit is None or not word[:-1].isdigit() or int(word[:-1]) == 0:
+        raise argparse.ArgumentTypeError(f"{word!r}: give a size as 512M or 1G")
+    return int(word[:-1]) * unit
+
+
+def _check_space(directory: Path, needed: int) -> None:
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise TargetError(
+            f"{directory} has {free // MIB:,} MiB free, {needed // MIB:,} MiB are needed; "
+            "use --size, --targets or --dir"
+        )
+
+
+def _remove_if_empty(directory: Path) -> None:
+    try:
+        directory.rmdir()
+    except OSError as error:
+        _tell(f"left behind: {directory} ({os.strerror(error.errno or 0)})")
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _tell(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""Cells, the ratios between them, and the goals. Pure: no processes, no files."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .workloads import WORKLOADS, Workload
+
+IO_URING = "aiofs-io_uring"
+NO_MERGE = "-no-merge"
+
+QEMU_GOAL = 1.2
+LINUX_GOAL = 0.85
+MERGE_GOAL = 1.5
+MERGE_DRIVERS = ("threads", "posix", "sync")
+NO_LOSS_GOAL = 0.97
+READY_GOAL_S = 0.5
+MEMORY_GOAL_MIB = 60.0
+LISTING_GOAL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of fio: one target, one workload, one round."""
+
+    target: str
+    workload: str
+    round: int
+    iops: float
+    bytes_per_s: float
+    latency_us: float
+    cpu_us: float | None
+    """CPU time of the server's processes per fio I/O; None where there is no server."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a mount of many images costs while nothing happens; one value per round."""
+
+    images: int
+    ready_s: list[float]
+    listing_s: list[float]
+    memory_mib: list[float]
+
+
+@dataclass(frozen=True)
+class Results:
+    """One run of the benchmark, as stored in JSON."""
+
+    date: str
+    machine: dict[str, str]
+    settings: dict[str, Any]
+    cells: list[Cell]
+    costs: Costs | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionaries and lists, with the goals for whoever reads the file."""
+        return asdict(self) | {"goals": [asdict(goal) for goal in goals(self)]}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Results:
+        """The inverse of to_json; KeyError or TypeError when the file is something else."""
+        return cls(
+            date=data["date"],
+            machine=data["machine"],
+            settings=data["settings"],
+            cells=[Cell(**cell) for cell in data["cells"]],
+            costs=None if data["costs"] is None else Costs(**data["costs"]),
+        )
+
+    def targets(self) -> list[str]:
+        """The targets that were measured, in order of first appearance in round 0."""
+        return list(dict.fromkeys(cell.target for cell in sorted(self.cells, key=lambda cell: cell.round)))
+
+    def workloads(self) -> list[Workload]:
+        """The workloads that were measured."""
+        names = {cell.workload for cell in self.cells}
+        return [workload for workload in WORKLOADS if workload.name in names]
+
+    def of(self, target: str, workload: str) -> dict[int, Cell]:
+        """The cells of one target and workload by round."""
+        return {cell.round: cell for cell in self.cells if (cell.target, cell.workload) == (target, workload)}
+
+    def ratio(self, target: str, base: str, workload: str) -> Spread | None:
+        """IOPS of `target` over IOPS of `base`, paired by round; None when no round has both."""
+        ours, theirs = self.of(target, workload), self.of(base, workload)
+        return Spread.of(ours[r].iops / theirs[r].iops for r in sorted(ours.keys() & theirs.keys()))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of some values, and their extremes."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread | None:
+        """None when there are no values."""
+        found = list(values)
+        return cls(statistics.median(found), min(found), max(found)) if found else None
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One number that the benchmark compares with what was asked for."""
+
+    title: str
+    wanted: float
+    measured: float
+    at_most: bool = False
+
+    @property
+    def met(self) -> bool:
+        """Equal counts as met."""
+        return self.measured <= self.wanted if self.at_most else self.measured >= self.wanted
+
+    def line(self) -> str:
+        """`goal  0.75:   0.81 ok      4 KiB random read, depth 1: aiofs-io_uring / raw`."""
+        word = "below" if self.at_most else "goal"
+        verdict = "ok    " if self.met else "MISSED"
+        return f"{word} {self.wanted:5.2f}: {self.measured:6.2f} {verdict}  {self.title}"
+
+
+def baseline(workload: Workload) -> str:
+    """What the ratios of a workload refer to."""
+    return "loop-raw" if workload.on_loop else "raw"
+
+
+def goals(results: Results) -> list[Goal]:
+    """Every goal whose numbers were measured."""
+    found: list[Goal] = []
+    for workload in results.workloads():
+        subject = "loop-aiofs" if workload.on_loop else IO_URING
+        found += _goal(results, subject, baseline(workload), workload, workload.goal)
+        if workload.block_size < 1 << 20:
+            found += _goal(results, subject, "qsd", workload, QEMU_GOAL)
+        found += _goal(results, "aiofs-linux", IO_URING, workload, LINUX_GOAL)
+    return found + _merge_goals(results) + _cost_goals(results.costs)
+
+
+def _goal(results: Results, target: str, base: str, workload: Workload, wanted: float) -> list[Goal]:
+    spread = results.ratio(target, base, workload.name)
+    return [Goal(f"{workload.title}: {target} / {base}", wanted, spread.median)] if spread else []
+
+
+def _merge_goals(results: Results) -> list[Goal]:
+    found: list[Goal] = []
+    for target in results.targets():
+        if not target.startswith("aiofs-") or target.endswith(NO_MERGE):
+            continue
+        for workload in results.workloads():
+            gains = workload.sequential_4k and target.removeprefix("aiofs-") in MERGE_DRIVERS
+            wanted = MERGE_GOAL if gains else NO_LOSS_GOAL
+            found += _goal(results, target, target + NO_MERGE, workload, wanted)
+    return found
+
+
+def _cost_goals(costs: Costs | None) -> list[Goal]:
+    if costs is None:
+        return []
+    count = f"{costs.images:,} images"
+    return [
+        Goal(title, wanted, statistics.median(values), at_most=True)
+        for title, wanted, values in (
+            (f"seconds until a mount of {count} is ready", READY_GOAL_S, costs.ready_s),
+            (f"MiB resident, idle, with {count}", MEMORY_GOAL_MIB, costs.memory_mib),
+            (f"seconds to list {count} with their sizes", LISTING_GOAL_S, costs.listing_s),
+        )
+    ]

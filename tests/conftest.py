@@ -1,0 +1,68 @@
+"""Fixtures for tests that mount. `mounted` starts a server, waits until it answers, and always cleans up.
+
+A test that leaves its mount to the fixture gets two checks for nothing: the server ended with status 0,
+and its log held no warning and no error but those that the test allowed (`MountedFs.allow`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mounting import MountedFs, is_mounted, require_mounts, unmount
+
+
+@pytest.fixture
+def fuse() -> None:
+    """For tests that mount by themselves: skips where nothing can be mounted."""
+    require_mounts()
+
+
+@pytest.fixture
+def image_dir(tmp_path: Path) -> Path:
+    """An empty directory for images, next to the mountpoints that `mounted` makes."""
+    path = tmp_path / "images"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[..., MountedFs]]:
+    """`mounted(source, *args)` mounts, returns when the mount answers; unmounted and checked at the end."""
+    require_mounts()
+    servers: list[MountedFs] = []
+
+    def mount(source: Path, *args: str, path: Path | None = None) -> MountedFs:
+        mountpoint = path or tmp_path / f"mnt{len(servers)}"
+        mountpoint.mkdir(exist_ok=True)
+        server = MountedFs(source, mountpoint, *args)
+        servers.append(server)
+        server.wait_ready()
+        return server
+
+    yield mount
+    wrong = [problem for server in reversed(servers) for problem in server.clean_up()]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.fixture
+def mountpoint(tmp_path: Path) -> Iterator[Path]:
+    """An empty directory to mount on in the background; unmounted at the end if the test has not."""
+    require_mounts()
+    path = tmp_path / "mnt"
+    path.mkdir()
+    yield path
+    if not is_mounted(path):
+        return
+    pidfd = None
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        pidfd = os.pidfd_open(json.loads((path / ".aiofs/info.json").read_bytes())["pid"])
+    unmount(path, lazy=True)
+    if pidfd is not None:
+        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        os.close(pidfd)

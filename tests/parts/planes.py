@@ -1,0 +1,167 @@
+"""Stand-ins for the data plane and the kernel, for tests that call the control plane directly."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from pyfuse3 import ROOT_INODE, EntryAttributes, FUSEError
+
+from aiofs.config import CacheMode
+from aiofs.dataplane import ImageSpec
+from aiofs.fs import Operations
+from aiofs.images import ImageTable
+from aiofs.nodes import ROOT, Node
+from aiofs.source import Source
+
+
+class FakePlane:
+    """Does what the data plane promises, at once, and keeps an account of it."""
+
+    def __init__(self) -> None:
+        self.images: dict[int, ImageSpec] = {}
+        self.seen: list[ImageSpec] = []
+        """Every spec ever registered."""
+        self.truncated: list[tuple[int, int]] = []
+        self.fsync_error = 0
+        """What unregister reports of the images' fsyncs."""
+        self.hold: trio.Event | None = None
+        """When set, unregister waits for it, as for requests in flight."""
+        self.refuse = 0
+        """When set, register fails with this errno."""
+
+    async def register(self, node: int, spec: ImageSpec) -> int:
+        await trio.lowlevel.checkpoint()
+        if self.refuse:
+            raise OSError(self.refuse, os.strerror(self.refuse))
+        assert node not in self.images, "registered twice"
+        os.fstat(spec.fd)
+        self.images[node] = spec
+        self.seen.append(spec)
+        return len(self.seen) - 1
+
+    async def unregister(self, node: int) -> int:
+        await trio.lowlevel.checkpoint()
+        if self.hold is not None:
+            await self.hold.wait()
+        if node not in self.images:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        os.fstat(self.images.pop(node).fd)
+        return self.fsync_error
+
+    async def truncate(self, node: int, size: int) -> None:
+        await trio.lowlevel.checkpoint()
+        self.truncated.append((node, size))
+        os.ftruncate(self.images[node].fd, size)
+
+
+def make_table(
+    path: Path, plane: FakePlane, *, cache: CacheMode | None = None, read_only: bool = False
+) -> ImageTable:
+    """An image table on `path`; close its `source`."""
+    return ImageTable(
+        source=Source.open(path, read_only), plane=plane, driver="sync", cache=cache, read_only=read_only
+    )
+
+
+def run(coroutine: Callable[[], Awaitable[Any]]) -> None:
+    """trio.run with a limit, so that a deadlock is a failure."""
+
+    async def limited() -> None:
+        with trio.fail_after(30):
+            await coroutine()
+
+    trio.run(limited)
+
+
+def node_of(table: ImageTable, name: bytes = b"a.img", parent: int = ROOT) -> Node:
+    """The node of a name, as a lookup makes it."""
+    with table.nodes.directory(parent) as dir_fd:
+        found = table.nodes.seen(parent, name, table.source.stat(dir_fd, name))
+    found.lookups += 1
+    return found
+
+
+@dataclass
+class Caller:
+    """Who asks: stands for pyfuse3.RequestContext."""
+
+    uid: int = os.getuid()
+    gid: int = os.getgid()
+    pid: int = 1
+    umask: int = 0o022
+
+
+@dataclass
+class Fields:
+    """Which attributes to set: stands for pyfuse3.SetattrFields."""
+
+    update_size: bool = False
+    update_mode: bool = False
+    update_uid: bool = False
+    update_gid: bool = False
+    update_atime: bool = False
+    update_mtime: bool = False
+
+
+@dataclass
+class Token:
+    """Stands for the kernel's buffer of one READDIRPLUS: room for so many entries."""
+
+    room: int
+    entries: list[tuple[bytes, EntryAttributes, int]] = field(default_factory=list)
+
+
+ME: Any = Caller()
+
+
+class Mount:
+    """The handlers of one mount, and what they told the kernel."""
+
+    def __init__(self, path: Path, read_only: bool = False) -> None:
+        self.plane = FakePlane()
+        self.table: ImageTable = make_table(path, self.plane, cache=CacheMode.WRITEBACK, read_only=read_only)
+        self.invalidated: list[int] = []
+        self.made = 0
+        self.ops: Any = self.successor()
+
+    def successor(self) -> Operations:
+        """The handlers of a restarted server on the same table."""
+        return Operations(table=self.table, info=self.info, invalidate_attributes=self.invalidated.append)
+
+    def info(self) -> bytes:
+        self.made += 1
+        return b'{"made": %d}' % self.made
+
+    async def ino(self, name: bytes, parent: int = ROOT_INODE) -> int:
+        entry = await self.ops.lookup(parent, name, ME)
+        return int(entry.st_ino)
+
+    async def names(self, handle: int, room: int = 100, ops: Any = None) -> list[bytes]:
+        """All names of an open directory, read `room` entries at a time."""
+        found: list[bytes] = []
+        position = 0
+        while True:
+            token = Token(room)
+            await (ops or self.ops).readdir(handle, position, token)
+            if not token.entries:
+                return found
+            found += [name for name, _, _ in token.entries]
+            position = token.entries[-1][2]
+
+    def close(self) -> None:
+        trio.run(self.table.close_all)
+        self.table.source.close()
+
+
+async def refused(call: Awaitable[Any]) -> int:
+    """The errno that a handler answers."""
+    with pytest.raises(FUSEError) as caught:
+        await call
+    return int(caught.value.errno)

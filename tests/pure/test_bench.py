@@ -1,0 +1,210 @@
+"""The benchmark's arithmetic and its pictures: no fio, no mounts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+
+from benchmark import __main__ as command_line
+from benchmark import chart, report
+from benchmark.results import Cell, Costs, Goal, Results, Spread, goals
+from benchmark.run import Plan
+from benchmark.targets import TARGETS, write_image
+from benchmark.workloads import WORKLOADS, fio_command, read_fio
+
+MACHINE = dict.fromkeys(
+    ["kernel", "cpu", "cores", "memory", "file system", "fio", "qemu-storage-daemon", "nbdfuse"], "x<&>"
+)
+SETTINGS = {"size": 1 << 30, "rounds": 3, "runtime_s": 3.0, "engine": "libaio", "qemu_aio": "native"}
+
+
+def cells(target: str, workload: str, *iops: float) -> Iterator[Cell]:
+    for number, value in enumerate(iops):
+        yield Cell(
+            target, workload, number, value, value * 4096, 1e6 / value, None if target == "raw" else 7.5
+        )
+
+
+def results(*found: Iterator[Cell], costs: Costs | None = None) -> Results:
+    return Results("2026-01-01", MACHINE, SETTINGS, [cell for some in found for cell in some], costs)
+
+
+@pytest.fixture
+def whole() -> Results:
+    """Every target and workload, aiofs at 0.9 of the raw image, others at 0.5."""
+    found = []
+    for workload in WORKLOADS:
+        for target in TARGETS:
+            if target.on_loop == workload.on_loop:
+                share = 1.0 if "raw" in target.name else 0.9 if "aiofs" in target.name else 0.5
+                found.append(
+                    cells(target.name, workload.name, *(share * base for base in (1000, 2000, 3000)))
+                )
+    return results(*found, costs=Costs(10_000, [0.4, 0.3, 0.6], [0.9, 0.8, 1.2], [50.0, 70.0, 58.0]))
+
+
+def test_a_ratio_is_taken_within_each_round_and_then_the_median() -> None:
+    """Raw is fast in round 2 and slow in round 3; the ratio of the medians would be 1.0."""
+    measured = results(cells("raw", "w", 100, 400, 50), cells("a", "w", 50, 100, 100))
+    assert measured.ratio("a", "raw", "w") == Spread(median=0.5, low=0.25, high=2.0)
+
+
+def test_a_round_that_misses_one_side_does_not_count() -> None:
+    """A cell that failed leaves its round out instead of being paired with another round."""
+    measured = results(cells("raw", "w", 100, 200), iter([Cell("a", "w", 1, 100, 1, 1, None)]))
+    assert measured.ratio("a", "raw", "w") == Spread(0.5, 0.5, 0.5)
+    assert measured.ratio("b", "raw", "w") is None
+
+
+@pytest.mark.parametrize(
+    ("measured", "at_most", "met"),
+    [(0.75, False, True), (0.7499, False, False), (0.75, True, True), (0.8, True, False)],
+)
+def test_a_goal_is_met_at_its_very_value(measured: float, at_most: bool, met: bool) -> None:
+    """Equal is enough, in both directions."""
+    goal = Goal("title", 0.75, measured, at_most)
+    assert goal.met is met
+    assert ("ok" in goal.line()) is met
+    assert ("MISSED" in goal.line()) is not met
+
+
+def test_every_goal_of_the_first_milestone_is_checked(whole: Results) -> None:
+    """Seven ratios to raw, five to QEMU, six of linux, merging in each driver and 4 KiB row, three costs."""
+    titles = [goal.title for goal in goals(whole)]
+    assert sum("/ raw" in title or "/ loop-raw" in title for title in titles) == 7
+    assert sum("/ qsd" in title for title in titles) == 5
+    assert sum("aiofs-linux / aiofs-io_uring" in title for title in titles) == 6
+    assert sum(title.endswith("-no-merge") for title in titles) == 5 * 6
+    gains = [goal for goal in goals(whole) if goal.title.endswith("-no-merge") and goal.wanted == 1.5]
+    assert len(gains) == 3 * 2
+    assert titles[-3:] == [
+        "seconds until a mount of 10,000 images is ready",
+        "MiB resident, idle, with 10,000 images",
+        "seconds to list 10,000 images with their sizes",
+    ]
+
+
+def test_costs_are_goals_not_to_be_passed(whole: Results) -> None:
+    """Medians 0.4 s, 58 MiB and 0.9 s are all below their limits."""
+    assert [(goal.measured, goal.met) for goal in goals(whole)[-3:]] == [
+        (0.4, True),
+        (58.0, True),
+        (0.9, True),
+    ]
+
+
+def test_results_survive_the_json_file(whole: Results) -> None:
+    """What --from reads is what the run wrote."""
+    assert Results.from_json(json.loads(json.dumps(whole.to_json()))) == whole
+
+
+def test_the_report_names_every_target_and_its_ratio(whole: Results) -> None:
+    """One line per target in each workload's block, with median, ratio and extremes."""
+    text = report.text(whole)
+    block = text[text.index(WORKLOADS[1].title) :].split("\n\n")[0].splitlines()
+    assert len(block) == 1 + sum(not target.on_loop for target in TARGETS)
+    line = next(line for line in block if line.split()[0] == "aiofs-io_uring")
+    assert line.split() == ["aiofs-io_uring", "1,800", "7", "556", "0.90", "0.90", "-", "0.90", "7.5"]
+
+
+def test_the_readme_table_has_as_many_columns_in_each_row(whole: Results) -> None:
+    """A ragged table is not rendered as one."""
+    rows = [line for line in report.markdown(whole).splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 6
+    assert len({row.count("|") for row in rows}) == 1
+    assert rows[2] == "| 4 KiB random read, depth 1 | 2,000 | 0.90 | 0.90 | 0.90 | 0.50 | 0.50 |"
+
+
+def test_the_chart_is_well_formed_and_draws_each_bar_to_its_height(whole: Results) -> None:
+    """The heights of the bars have the ratio of their values, and the words are escaped."""
+    root = ElementTree.fromstring(chart.svg(whole))
+    bars = [rect for rect in root.iter() if rect.find("{*}title") is not None]
+    assert len(bars) == 6 * 4 + 1
+    heights = {bar.get("fill"): float(bar.get("height", "0")) for bar in bars}
+    assert heights["#1f5fbf"] / heights["#e07b28"] == pytest.approx(0.9 / 0.5, rel=0.01)
+
+
+def test_the_chart_of_a_part_of_the_targets_is_drawn_too() -> None:
+    """A run of two targets and one workload has two bars, neither outside the picture."""
+    measured = results(cells("raw", "read1m-qd8", 100), cells("nbdfuse", "read1m-qd8", 480))
+    root = ElementTree.fromstring(chart.svg(measured))
+    bars = [rect for rect in root.iter() if rect.find("{*}title") is not None]
+    assert [float(bar.get("y", "-1")) > chart.TOP - 1 for bar in bars] == [True]
+
+
+def test_each_round_begins_with_another_target() -> None:
+    """Loop workloads run on loop targets only, files on the others."""
+    plan = Plan(TARGETS, WORKLOADS, 2, 1.0, "libaio")
+    first, second = plan.order(0), plan.order(1)
+    assert first[0][1].name != second[0][1].name
+    assert {(w.name, t.name) for w, t in first} == {(w.name, t.name) for w, t in second}
+    assert all(workload.on_loop == target.on_loop for workload, target in first)
+
+
+def test_fio_is_told_to_keep_the_file_as_it_is() -> None:
+    """Direct, time based, no creation, no preallocation: the targets' files may not change shape."""
+    command = fio_command(WORKLOADS[0], Path("f"), size=4096, runtime_s=0.5, engine="libaio", seed=3)
+    assert {
+        "--direct=1",
+        "--time_based",
+        "--allow_file_create=0",
+        "--fallocate=none",
+        "--runtime=500ms",
+    } < set(command)
+
+
+def test_fio_output_is_read_past_its_notes() -> None:
+    """Notes before the report are skipped; a write job's numbers are its write side."""
+    idle = {"total_ios": 0, "iops": 0, "bw_bytes": 0, "lat_ns": {"mean": 0}}
+    busy = {"total_ios": 10, "iops": 5, "bw_bytes": 20480, "lat_ns": {"mean": 2000}}
+    reading = read_fio("note: x\n" + json.dumps({"jobs": [{"error": 0, "read": idle, "write": busy}]}))
+    assert (reading.iops, reading.latency_us, reading.ios) == (5, 2.0, 10)
+
+
+@pytest.mark.parametrize(
+    "job", [{"error": 5}, {"error": 0, "read": {"total_ios": 0}, "write": {"total_ios": 0}}]
+)
+def test_a_failed_fio_job_is_no_number(job: dict[str, object]) -> None:
+    """An error, or nothing done, is refused instead of counted as zero."""
+    with pytest.raises(ValueError, match="fio"):
+        read_fio(json.dumps({"jobs": [job]}))
+
+
+def test_chosen_targets_bring_their_baseline(capsys: pytest.CaptureFixture[str]) -> None:
+    """A ratio needs raw; a loop needs the loop on raw; an unknown name lists the valid ones."""
+    assert [t.name for t in command_line._target_list("qsd")] == ["raw", "qsd"]
+    assert [t.name for t in command_line._target_list("loop-aiofs")] == ["loop-raw", "loop-aiofs"]
+    with pytest.raises(SystemExit, match="2"):
+        command_line.main(["--targets", "qemu"])
+    assert "nbdfuse" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argument", [["--size", "12"], ["--size", "0G"], ["--rounds", "0"], ["--workloads", "x"]]
+)
+def test_bad_arguments_end_with_status_2(argument: list[str]) -> None:
+    """Nothing is measured with a value that makes no sense."""
+    with pytest.raises(SystemExit, match="2"):
+        command_line.main(argument)
+
+
+def test_a_file_that_is_no_result_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--from says which file and ends with status 2."""
+    (tmp_path / "x.json").write_text("{}")
+    assert command_line.main(["--from", str(tmp_path / "x.json")]) == 2
+    assert "x.json is not a result" in capsys.readouterr().err
+
+
+def test_an_image_is_written_in_full(tmp_path: Path) -> None:
+    """Every block is allocated, whatever the size's relation to the block that is written."""
+    image = tmp_path / "disk.img"
+    write_image(image, 5 << 20)
+    assert image.stat().st_size == 5 << 20
+    assert image.stat().st_blocks * 512 >= 5 << 20
