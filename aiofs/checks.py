@@ -18,6 +18,7 @@ from .errors import BadInput, reason
 
 FUSE_DEVICE = Path("/dev/fuse")
 FUSE_CONF = Path("/etc/fuse.conf")
+FUSE_SYSCTL = Path("/proc/sys/fs/fuse")
 ANSWER_TIMEOUT_S = 2.0
 
 
@@ -141,3 +142,14 @@ def check_allow_other() -> None:
             f"--allow-other is not allowed to ordinary users here; "
             f"root has to put the line 'user_allow_other' into {FUSE_CONF}"
         )
+
+
+def request_timeout_s() -> int:
+    """After how long the kernel aborts a connection that has not answered; 0: never (before Linux 6.15)."""
+    limits = []
+    for name in ("default_request_timeout", "max_request_timeout"):
+        try:
+            limits.append(int((FUSE_SYSCTL / name).read_text()))
+        except (OSError, ValueError):
+            continue
+    return min((limit for limit in limits if limit > 0), default=0)

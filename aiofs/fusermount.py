@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import enum
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -61,7 +62,7 @@ def mount(mountpoint: Path, options: str) -> int:
     if done.returncode != 0 or fd is None:
         if fd is not None:
             os.close(fd)
-        raise AiofsError(_refusal(mountpoint, _sentence(said), done.returncode))
+        raise _refusal(mountpoint, _sentence(said), done.returncode)
     return fd
 
 
@@ -121,7 +122,7 @@ def _receive_descriptor(ours: socket.socket) -> int | None:
 def _sentence(said: bytes) -> str:
     """Its last line without its own name in front."""
     lines = said.decode(errors="replace").strip().splitlines()
-    return lines[-1].removeprefix(f"{PROGRAM}: ") if lines else ""
+    return re.sub(rf"^\S*{PROGRAM}: ", "", lines[-1]) if lines else ""
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,10 @@ _HINTS = (
 )
 
 
-def _refusal(mountpoint: Path, said: str, status: int) -> str:
+def _refusal(mountpoint: Path, said: str, status: int) -> AiofsError:
+    """BadInput with the way out where one is known."""
     text = f"cannot mount on {mountpoint}: {said or f'{PROGRAM} ended with {status}'}"
-    return next((f"{text}; {hint.way_out}" for hint in _HINTS if hint.sign in said), text)
+    for hint in _HINTS:
+        if hint.sign in said:
+            return BadInput(f"{text}; {hint.way_out}")
+    return AiofsError(text)

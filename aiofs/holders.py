@@ -44,11 +44,10 @@ class Holders:
     """Processes that could not be looked into."""
 
     def lines(self) -> list[str]:
-        """For people: one line per holder, and a last one when some could not be seen."""
-        lines = [str(holder) for holder in self.found]
-        if self.hidden and os.geteuid() != 0:
-            lines.append(f"{self.hidden} processes of other users could not be looked into; root can")
-        return lines
+        """For people: one line per holder; when none was found, whether some may be hidden."""
+        if not self.found and self.hidden and os.geteuid() != 0:
+            return ["a process of another user, perhaps (root can look into them)"]
+        return [str(holder) for holder in self.found]
 
 
 def holders_of(mount: Mount) -> Holders:

@@ -201,8 +201,10 @@ class ImageTable:
             error = 0
         if error:
             self._sticky[image.node.ino] = (image.node.generation, error)
-        del self._images[image.node.ino]
-        image.close()
+        # At the end `close_all` may have taken it meanwhile: then it is closed there.
+        if self._images.get(image.node.ino) is image:
+            del self._images[image.node.ino]
+            image.close()
 
     async def _prepare_write(self, image: OpenImage) -> None:
         """An open for writing joins those there are."""
@@ -413,12 +415,13 @@ class ImageTable:
         with nobody. `unsafe` images are synced as well: nothing is gained by losing them now.
         """
         failures = []
-        for image in list(self._images.values()):
+        while self._images:
+            # Out of the table first: the last release of it may still be on its way, and would close it too.
+            _, image = self._images.popitem()
             try:
                 await trio.to_thread.run_sync(os.fdatasync, image.fd)
             except OSError as error:
                 failures.append(OSError(error.errno, error.strerror, image.name))
                 log.error("%s: cannot write to disk: %s", image.name, error.strerror)
             image.close()
-        self._images.clear()
         return failures

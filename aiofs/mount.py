@@ -55,6 +55,13 @@ def _serve(config: MountConfig, on_ready: Callable[[], None]) -> int:
     _raise_descriptor_limit()
     choice = _choose(config)
     source = _open_source(config)
+    limit_s = checks.request_timeout_s()
+    if limit_s:
+        log.warning(
+            "the kernel ends a mount that takes longer than %d s for a request, as a slow disk may; "
+            "to stop that: sysctl fs.fuse.default_request_timeout=0 fs.fuse.max_request_timeout=0",
+            limit_s,
+        )
     try:
         failures = _serve_mounted(_mount(config, choice, source), on_ready)
     finally:

@@ -30,7 +30,8 @@ from typing import Any
 import pyfuse3
 import trio
 
-from . import __version__, fusermount, holders, info
+from . import __version__, fusermount, holders, info, mounttable
+from .commands import Commands
 from .config import MountConfig
 from .dataplane import DataPlane
 from .errors import AiofsError, reason
@@ -89,6 +90,9 @@ class Server:
         self._outcome = Outcome()
         self._started = time.time()
         self._ended = trio.Event()
+        """The plane's loop has returned."""
+        self._unanswering = trio.Event()
+        """Nor will it answer any more."""
         self._stopping = False
         self._ready = False
         self._forward, pyfuse3_end = forward_pair()
@@ -102,7 +106,7 @@ class Server:
         )
         self._table = ImageTable(
             source=self._source,
-            plane=self._plane,
+            plane=Commands(self._plane, self._unanswering),
             driver=self._choice.driver,
             cache=self._config.cache,
             read_only=self._config.read_only,
@@ -120,12 +124,9 @@ class Server:
             async with trio.open_nursery() as nursery:
                 try:
                     await nursery.start(self._stop_on_signal)
-                    nursery.start_soon(self._plane.answers)
+                    nursery.start_soon(self._deliver_answers)
                     await self._open_driver()
-                    self._open_pyfuse3()
-                    nursery.start_soon(self._serve_names)
-                    nursery.start_soon(self._become_ready, on_ready)
-                    await self._ended.wait()
+                    await self._serve_names(on_ready)
                 finally:
                     with trio.CancelScope(shield=True):
                         failures = await self._wind_down()
@@ -145,14 +146,27 @@ class Server:
                 f"AIO driver {self._choice.driver} failed to start: {reason(error)}; try another with --aio"
             ) from error
 
-    def _open_pyfuse3(self) -> None:
-        # libfuse takes the socket for /dev/fuse. The options of the mount were fusermount3's business.
+    async def _deliver_answers(self) -> None:
+        # Not cancelled with the rest: who waits for an answer at the end gets it, as long as the loop runs.
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._plane.answers)
+                await self._ended.wait()
+                nursery.cancel_scope.cancel()
+        self._unanswering.set()
+
+    async def _serve_names(self, on_ready: Callable[[], None]) -> None:
+        """pyfuse3, from INIT until the plane's loop has returned and the last handler has ended."""
         operations = Operations(table=self._table, info=self._info)
+        # libfuse takes the socket for /dev/fuse. The options of the mount were fusermount3's business.
         pyfuse3.init(operations, f"/dev/fd/{self._pyfuse3_fd}", set())
         self._pyfuse3_open = True
-
-    async def _serve_names(self) -> None:
-        await pyfuse3.main(max_tasks=MAX_TASKS)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: pyfuse3.main(max_tasks=MAX_TASKS))
+            nursery.start_soon(self._become_ready, on_ready)
+            await self._ended.wait()
+            # Handlers that are at work end by themselves, since their commands end with the loop.
+            pyfuse3.terminate()
 
     async def _become_ready(self, on_ready: Callable[[], None]) -> None:
         """Ready is: INIT has been exchanged and the root answers; until then the kernel holds the stat."""
@@ -195,9 +209,8 @@ class Server:
 
     async def _unmount(self) -> None:
         """End the mount from inside; the plane's loop returns after it."""
-        self._stopping = True
         try:
-            how = await trio.to_thread.run_sync(fusermount.unmount, self._mount.mountpoint)
+            how = await trio.to_thread.run_sync(self._unmount_ours, False)
             if how is Unmounting.BUSY:
                 await self._detach()
                 return
@@ -219,22 +232,38 @@ class Server:
             self._mount.mountpoint,
             "; ".join(found.lines()) or "somebody who cannot be seen from here",
         )
-        await trio.to_thread.run_sync(lambda: fusermount.unmount(self._mount.mountpoint, lazy=True))
+        await trio.to_thread.run_sync(self._unmount_ours, True)
         self._plane.stop()
 
+    def _unmount_ours(self, lazy: bool) -> Unmounting:
+        """Unmount, if this mount is what is on top of the mountpoint: fusermount3 knows paths only."""
+        where = self._mount.mountpoint
+        top = mounttable.mount_at(where)
+        if top is None or (top.mount_id != self._mount.mount_id and not self._is_in_table()):
+            return Unmounting.NOT_MOUNTED
+        if top.mount_id != self._mount.mount_id:
+            raise AiofsError(
+                f"{top.fstype} is mounted over {where}, ending without unmounting; "
+                f"afterwards: umount {where} && {fusermount.clear_hint(where)}"
+            )
+        return fusermount.unmount(where, lazy=lazy)
+
+    def _is_in_table(self) -> bool:
+        return any(mount.mount_id == self._mount.mount_id for mount in mounttable.mounts())
+
     async def _wind_down(self) -> list[str]:
-        """Steps 1 to 3 of the end; what could not be synced. Nothing may cancel it."""
+        """Steps 1 to 3 of the end, as far as not done; what could not be synced. Nothing may cancel it."""
         if not self._ended.is_set():  # a failure of ours, not an unmount
             self._stopping = True
             self._plane.stop()
             await self._ended.wait()
+        if self._plane.result != 0:
+            # Stopped, or failed: the mount may still be there, and nobody serves it.
+            with suppress(AiofsError):
+                await trio.to_thread.run_sync(self._unmount_ours, True)
         failures = [f"{failure.filename}: {reason(failure)}" for failure in await self._table.close_all()]
         failures += await self._sync_closed()
         self._outcome.write(failures)
-        if self._plane.result != 0:
-            # Stopped, or failed: the mount may still be there, and nobody serves it any more.
-            with suppress(AiofsError):
-                await trio.to_thread.run_sync(lambda: fusermount.unmount(self._mount.mountpoint, lazy=True))
         return failures
 
     async def _sync_closed(self) -> list[str]:

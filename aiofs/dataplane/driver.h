@@ -28,7 +28,7 @@ struct driver {
      * cause and, where there is one, the way out. Leaves nothing behind. Any thread. */
     int (*probe)(char *why, size_t size);
 
-    /* A new instance that can hold `depth` (1 .. 4096) accepted and not yet reaped ios. Allocates all
+    /* A new instance that can hold `depth` (1 .. 8192) accepted and not yet reaped ios. Allocates all
      * it will ever need. 0 and *out, or -errno and *out untouched. */
     int (*open)(struct aio **out, unsigned depth);
 

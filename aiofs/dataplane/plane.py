@@ -148,10 +148,10 @@ class DataPlane:
         self._answers[ident] = send
         try:
             await self._send(bytes(ffi.buffer(message)))
-            async with receive:
-                return await receive.receive()
+            return await receive.receive()
         finally:
             self._answers.pop(ident, None)
+            receive.close()
 
     async def _send(self, message: bytes) -> None:
         while True:

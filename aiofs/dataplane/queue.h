@@ -9,7 +9,8 @@
 
 #include "driver.h"
 
-#define QUEUE_DEPTH_MAX 4096u
+/* 4096 requests (api.h), and what the loop keeps in reserve beside them. */
+#define QUEUE_DEPTH_MAX 8192u
 
 struct queue;
 

@@ -88,11 +88,11 @@ class Queue:
         self.close()
 
     def attach(self, fd: int) -> None:
-        """Announce a descriptor; it stays open until `detach`. OSError: EBADF, or EEXIST when it is attached."""
+        """Announce a descriptor; it stays open until `detach`. OSError: EEXIST when it is attached."""
         check(lib.aiofs_queue_attach(self._open(), fd), f"attach descriptor {fd}")
 
     def detach(self, fd: int) -> None:
-        """Forget a descriptor. OSError: EBUSY while ios on it are in flight, EBADF when it is not attached."""
+        """Forget a descriptor. OSError: EBUSY while ios on it are in flight, EBADF when not attached."""
         check(lib.aiofs_queue_detach(self._open(), fd), f"detach descriptor {fd}")
 
     def submit(self, ios: Sequence[Io]) -> int:
@@ -117,9 +117,9 @@ class Queue:
         return accepted
 
     def reap(self, max: int | None = None, timeout: float | None = None) -> list[Completion]:
-        """Finished ios, at most `max`; waits up to `timeout` seconds (None: no limit, 0: not at all) for the first.
+        """Finished ios, at most `max`; waits up to `timeout` seconds for the first.
 
-        Empty when none has finished in time, or when nothing is in flight.
+        None: no limit, 0: not at all. Empty when none has finished in time, or when nothing is in flight.
         """
         limit = self._depth if max is None else min(max, self._depth)
         queue = self._open()

@@ -21,6 +21,9 @@
 /* What one read or write moves at most (MAX_RW_COUNT, read(2)). */
 #define LENGTH_MAX 0x7ffff000u
 
+/* The limit api.h names; queue.h allows the loop a little more. */
+#define DEPTH_MAX 4096u
+
 struct slot {
     struct io io;
     struct iovec iov;
@@ -65,7 +68,7 @@ int32_t aiofs_queue_open(aiofs_queue **out, const char *name, uint32_t depth)
     const struct driver *driver = driver_by_name(name);
     if (driver == NULL)
         return -ENOENT;
-    if (depth < 1 || depth > QUEUE_DEPTH_MAX)
+    if (depth < 1 || depth > DEPTH_MAX)
         return -EINVAL;
     aiofs_queue *q = calloc(1, sizeof *q);
     if (q == NULL)

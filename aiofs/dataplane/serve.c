@@ -20,7 +20,7 @@
 /* A buffered write dirties whole pages, so an unaligned WRITE locks whole pages. */
 #define LOCK_GRANULE 4096
 
-/* EINTR and EAGAIN in a row after which a request is answered with it. */
+/* EINTR, EAGAIN and reads without progress after which a request is answered with an error. */
 #define TRIES_MAX 64
 
 /* ---- answers ---- */
@@ -233,12 +233,14 @@ static void finish_read(struct aiofs_plane *plane, struct request *r, int64_t by
         answer_read(plane, r, got); /* the end of the image */
         return;
     }
+    /* Less than a block of progress: it ended at the old end of an image that a write, on its way at the
+     * same time, has made longer. Reading again finds the new end. */
     now = progress(r, bytes);
-    if (size < 0 || !now) {
+    if (size < 0 || (!now && ++r->tries >= TRIES_MAX)) {
         serve_fail(plane, r, size < 0 ? size : -EIO);
         return;
     }
-    r->done = now;
+    r->done = now ? now : r->done;
     again(plane, r);
 }
 

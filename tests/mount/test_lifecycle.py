@@ -189,11 +189,32 @@ def test_a_signal_ends_the_mount_well(mounted: Mounting, images: Path, number: s
     assert (images / "a.img").read_bytes() == b"new"
 
 
-def test_umount_from_outside_ends_the_server_well(mounted: Mounting, images: Path) -> None:
-    """umount(8) and fusermount3 -u tell it nothing but the unmount itself."""
+@pytest.mark.parametrize("program", [["umount"], ["umount", "-l"], ["fusermount3", "-u"]])
+def test_umount_from_outside_ends_the_server_well(
+    mounted: Mounting, images: Path, program: list[str]
+) -> None:
+    """umount(8) and fusermount3 tell it nothing but the unmount itself."""
+    if program[0] == "umount" and os.geteuid() != 0:
+        pytest.skip("umount(8) is for root")
     fs = mounted(images)
-    assert fs.umount() == 0
+    subprocess.run([*program, fs.path], check=True)
+    assert fs.wait() == 0
     assert fs.log[-1].endswith("unmounted, everything is on disk")
+
+
+def test_an_unmount_may_overtake_the_last_releases(mounted: Mounting, image_dir: Path) -> None:
+    """Twenty images closed, the mount gone in the same moment: all is synced, nothing hangs or complains."""
+    for number in range(20):
+        (image_dir / f"{number}.img").touch()
+    for _ in range(5):
+        fs = mounted(image_dir)
+        opened = [os.open(fs.path / f"{number}.img", os.O_RDWR) for number in range(20)]
+        for fd in opened:
+            os.write(fd, CONTENT)
+        for fd in opened:
+            os.close(fd)
+        assert fs.umount() == 0
+    assert all(path.read_bytes() == CONTENT for path in image_dir.iterdir())
 
 
 def test_aiofs_umount_returns_when_the_server_has_gone(mounted: Mounting, images: Path) -> None:
@@ -297,6 +318,22 @@ def test_a_server_that_fails_leaves_no_mount(images: Path, mountpoint: Path, fla
     assert done.returncode == 1
     assert "a fault of pyfuse3" in done.stderr
     assert not is_mounted(mountpoint)
+
+
+def test_a_mount_on_top_is_not_unmounted_in_its_place(mounted: Mounting, images: Path) -> None:
+    """A signal ends the server; what somebody mounted over it stays, and the log says what to do."""
+    if os.geteuid() != 0:
+        pytest.skip("mount(8) is for root")
+    fs = mounted(images)
+    fs.allow("tmpfs is mounted over")
+    subprocess.run(["mount", "-t", "tmpfs", "none", fs.path], check=True)
+    try:
+        fs.signal(signal.SIGTERM)
+        assert fs.wait() == 0
+        assert os.statvfs(fs.path).f_files > 0  # the tmpfs answers
+    finally:
+        subprocess.run(["umount", fs.path], check=True)
+    assert unmount(fs.path, lazy=True).returncode == 0
 
 
 def test_many_signals_are_one(mounted: Mounting, images: Path) -> None:

@@ -45,9 +45,7 @@ class Drivers:
     def names(self) -> list[str]:
         """In the order of the table."""
         table = self.lib.aiofs_driver_table
-        return [
-            self.ffi.string(table[i].name).decode() for i in range(self.lib.aiofs_driver_table_count)
-        ]
+        return [self.ffi.string(table[i].name).decode() for i in range(self.lib.aiofs_driver_table_count)]
 
     def open(self, name: str, depth: int) -> Instance:
         """An open instance; use it as a context manager."""

@@ -51,6 +51,8 @@ class Traced:
         assert done.returncode == 0, done.stderr
         self.output = done.stdout
         self.calls = log.read_text().splitlines()
+        self.main = self.calls[0].split()[0]
+        """The thread that runs the script; its execve is the first call (when those are traced)."""
 
     def matching(self, pattern: str) -> list[str]:
         """The system calls in which this is found."""
@@ -75,9 +77,6 @@ def traced_work(name: str, image: Path, *options: str) -> Traced:
     return traced
 
 
-DATA = r"\b(pread64|preadv|preadv2|io_submit|io_uring_enter)\("
-
-
 def test_io_uring_enters_once_for_a_batch(image: Path) -> None:
     """Sixteen ios in one io_uring_enter, on registered files, and no other call moves data."""
     traced = traced_work("io_uring", image, "-e", "trace=io_uring_enter,io_uring_register,preadv,io_submit")
@@ -96,28 +95,27 @@ def test_linux_submits_a_batch_in_one_call(image: Path) -> None:
 def test_threads_reads_in_several_threads(image: Path) -> None:
     """preadv from more than one thread, none of them the one that submits."""
     traced = traced_work("threads", image, "-e", "trace=preadv,io_submit,io_uring_enter,execve")
-    [submitter] = traced.threads(r"execve\(")
-    readers = traced.threads(r"preadv\(.*4096")
+    readers = traced.threads(r"preadv\(")
     assert len(readers) > 1
-    assert submitter not in readers
+    assert traced.main not in readers
     assert not traced.matching(r"\b(io_submit|io_uring_enter)\(")
 
 
 def test_posix_reads_in_glibcs_threads(image: Path) -> None:
     """glibc's pread64 from more than one thread, on more than one descriptor of the file."""
     traced = traced_work("posix", image, "-e", "trace=pread64,preadv,io_submit,io_uring_enter,execve")
-    reads = r"pread64\(\d+, .*, 4096, \d+\)"
-    assert len(traced.threads(reads)) > 1
-    assert len({re.search(r"pread64\((\d+)", call)[1] for call in traced.matching(reads)}) > 1  # type: ignore[index]
-    assert not traced.threads(reads) & traced.threads(r"execve\(")
+    # The main thread's are the dynamic linker's.
+    reads = [call for call in traced.matching(r"pread64\(\d+,") if call.split()[0] != traced.main]
+    assert len({call.split()[0] for call in reads}) > 1
+    assert len({call.partition("pread64(")[2].partition(",")[0] for call in reads}) > 1
     assert not traced.matching(r"\b(preadv|io_submit|io_uring_enter)\(")
 
 
 def test_sync_reads_where_it_submits(image: Path) -> None:
     """Eighty preadv, all of the submitting thread."""
     traced = traced_work("sync", image, "-e", "trace=preadv,io_submit,io_uring_enter,execve")
-    assert len(traced.matching(r"preadv\(.*= 4096")) == 80
-    assert traced.threads(r"preadv\(") == traced.threads(r"execve\(")
+    assert len(traced.matching(r"preadv\(")) == 80
+    assert traced.threads(r"preadv\(") == {traced.main}
 
 
 @pytest.mark.parametrize(
@@ -135,7 +133,7 @@ def test_sync_reads_where_it_submits(image: Path) -> None:
     ],
 )
 def test_nothing_is_lost_when_the_kernel_says_not_now(name: str, fault: str, image: Path) -> None:
-    """A call refused for the moment, a feature the kernel lacks, a thread it will not start: all ios come back."""
+    """A call refused for the moment, a feature the kernel lacks, a thread not started: all ios come back."""
     traced = traced_work(name, image, "-e", f"inject={fault}")
     assert traced.matching("INJECTED"), "the fault was never met"
 

@@ -5,9 +5,11 @@ Each io reads into a page whose first touch blocks, so a test decides how long i
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -35,6 +37,7 @@ def fd(tmp_path: Path) -> Iterator[int]:
 
 @pytest.fixture
 def aio(drivers: Drivers, fd: int) -> Iterator[Instance]:
+    wait_for_no_workers()
     with drivers.open("threads", 256) as instance:
         instance.attach(fd)
         yield instance
@@ -43,6 +46,7 @@ def aio(drivers: Drivers, fd: int) -> Iterator[Instance]:
 @pytest.fixture
 def stalling(aio: Instance) -> Iterator[Callable[[int], StallingMemory]]:
     """Made after the driver, so that at the end everything is released before the driver is closed."""
+    assert aio.reap() == []
     made: list[StallingMemory] = []
 
     def make(pages: int) -> StallingMemory:
@@ -56,8 +60,20 @@ def stalling(aio: Instance) -> Iterator[Callable[[int], StallingMemory]]:
 
 def workers() -> list[Path]:
     """The directories in /proc of the threads that do io."""
-    tasks = Path("/proc/self/task").iterdir()
-    return [task for task in tasks if (task / "comm").read_text().strip() == "aiofs-io"]
+    found = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            if (task / "comm").read_text().strip() == "aiofs-io":
+                found.append(task)
+    return found
+
+
+def wait_for_no_workers() -> None:
+    """A joined thread may show in /proc a moment longer."""
+    end = time.monotonic() + 20
+    while workers():
+        assert time.monotonic() < end, "workers outlive their driver"
+        os.sched_yield()
 
 
 def test_a_slow_io_does_not_hold_up_others(
@@ -106,7 +122,7 @@ def test_queued_ios_start_in_the_order_of_submission(
 def test_cancel_takes_back_what_waits_and_not_what_runs(
     aio: Instance, fd: int, stalling: Callable[[int], StallingMemory]
 ) -> None:
-    """With all workers busy: running ios stay, the first, a middle and the last queued one go, the rest run."""
+    """With all workers busy: running ios stay; the first, a middle and the last queued one go."""
     memory = stalling(WORKERS)
     running = [aio.read_into(fd, 0, memory.page(i)) for i in range(WORKERS)]
     aio.submit(*running)
@@ -147,8 +163,8 @@ def test_workers_take_no_signals(aio: Instance, fd: int) -> None:
 
 def test_close_ends_every_worker(drivers: Drivers, fd: int) -> None:
     """After close no thread is left."""
-    before = len(workers())
     with drivers.open("threads", 64) as aio:
         aio.attach(fd)
         aio.run(*[aio.read(fd, 0, 512) for _ in range(64)])
-    assert len(workers()) == before
+        assert workers()
+    wait_for_no_workers()

@@ -6,7 +6,7 @@
  * kernel refuses the submission itself, refused -> handed out by reap.
  * Edges: with IORING_SETUP_DEFER_TASKRUN a completion is only noted by the interrupt; it becomes an entry
  * of the completion ring when this thread enters the kernel. The ring's own descriptor then gives no
- * edge to an edge-triggered epoll (tried on 6.18: it sleeps for ever); a registered eventfd does. It
+ * edge to an edge-triggered epoll (tried on 6.18: 20 of 20 waits of 500 ms saw none); a registered eventfd does. It
  * would also ring for every entry that our own enter posts, so it is armed, by clearing
  * IORING_CQ_EVENTFD_DISABLED, only at the end of a reap that returned fewer than max, and disarmed by
  * the next call that enters the kernel to collect.
@@ -276,7 +276,9 @@ static int uring_event_fd(struct aio *aio)
 }
 
 /* What is in the completion ring, and what the kernel has kept for us. One trip posts no more than 20
- * entries on 6.18, hence the loop. */
+ * entries on 6.18, hence the loop. A trip that posts none ends it: the kernel sets IORING_SQ_TASKRUN after
+ * it has queued the work, so when we have run that work in between, the flag stays set for nothing until
+ * the next work comes. */
 static int collect(struct aio *aio, struct io **out, int max)
 {
     int n = 0;
@@ -295,7 +297,7 @@ static int collect(struct aio *aio, struct io **out, int max)
         io_uring_cq_advance(&aio->ring, seen);
         if (error < 0)
             (void)eventfd_write(aio->event_fd, 1); /* come back for what it did not give */
-        if (n == max || error < 0 || !must_enter(aio))
+        if (n == max || error < 0 || seen == 0 || !must_enter(aio))
             return n;
     }
 }

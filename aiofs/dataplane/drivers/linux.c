@@ -5,8 +5,8 @@
  * Threads: one (driver.h). The kernel writes the ring's tail, we its head.
  * States of an io: waiting (in `waiting`, not taken by io_submit yet) -> in the kernel -> handed out by
  * reap; or waiting -> refused (io_submit would not have it; its errno is the result) -> handed out.
- * Invariants: waiting + in_kernel + refused == accepted <= depth. When something waits, the kernel has
- * said EAGAIN and in_kernel > 0, so that a completion, and with it a reap that tries again, will come.
+ * Invariants: waiting + in_kernel == accepted <= depth (a refused io has given its iocb back). When
+ * something waits, the kernel has said EAGAIN, and an edge will come, after which reap tries again.
  */
 #include <errno.h>
 #include <libaio.h>
@@ -176,7 +176,10 @@ static void push(struct aio *aio)
             aio->next += (unsigned)taken;
             aio->waiting -= (unsigned)taken;
             aio->in_kernel += (unsigned)taken;
-        } else if (taken == -EAGAIN && aio->in_kernel > 0) {
+        } else if (taken == -EAGAIN) {
+            /* Kept, for the reap after the next completion; with none to come, for the next reap. */
+            if (aio->in_kernel == 0)
+                (void)eventfd_write(aio->event_fd, 1);
             return;
         } else if (taken != -EINTR) {
             refuse_first(aio, taken == 0 ? -EIO : taken);

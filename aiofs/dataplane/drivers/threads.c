@@ -27,7 +27,9 @@
 
 #include "driver.h"
 
-/* The most that run at once. */
+/* The most that run at once. Random 4 KiB O_DIRECT reads, in 1,000 IOPS, on 2 cores (Linux AIO: 62 at depth 32,
+ * 75-84 at 128): at depth 128, 16 workers do 45-63, 32 do 60-67, 64 do 69-73; at depth 32 the limit is the
+ * depth, and 58-63. Two runs of 1.5-2 s each on a busy machine. Workers not needed are never created. */
 #define WORKERS_MAX 64u
 
 /* A worker calls into the kernel with a handful of words on its stack; the rest is for the static
