@@ -42,6 +42,7 @@ def mounted(tmp_path: Path) -> Iterator[Callable[..., MountedFs]]:
         mountpoint.mkdir(exist_ok=True)
         server = MountedFs(source, mountpoint, *args)
         servers.append(server)
+        server.allow("no O_DIRECT for .* using --cache writeback")  # where tests are on tmpfs
         server.wait_ready()
         return server
 

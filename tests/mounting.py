@@ -77,6 +77,7 @@ class MountedFs:
         self.expected_status: int = 0
         self._allowed: list[re.Pattern[str]] = []
         self._ready = threading.Event()
+        self._answers = False
         self.process = subprocess.Popen(
             [*AIOFS, "mount", str(source), str(path), "--foreground", *args],
             stdin=subprocess.DEVNULL,
@@ -95,7 +96,8 @@ class MountedFs:
     def wait_ready(self) -> None:
         """Return when the server has said that the mount answers."""
         assert self._ready.wait(TIMEOUT_S), f"not ready after {TIMEOUT_S} s; log: {self.log}"
-        assert self.process.poll() is None, f"ended with {self.process.returncode}; log: {self.log}"
+        if not self._answers:  # its log has ended, so it has, or is about to
+            raise AssertionError(f"ended with {self.process.wait(TIMEOUT_S)}; log: {self.log}")
 
     def allow(self, pattern: str) -> None:
         """A warning or an error that matches is no failure of the test."""
@@ -133,6 +135,7 @@ class MountedFs:
             for line in self.process.stderr:
                 self.log.append(line.rstrip("\n"))
                 if f" on {self.path}: AIO driver " in line:
+                    self._answers = True
                     self._ready.set()
         self._ready.set()  # it has ended: wait_ready will say so
 

@@ -183,6 +183,31 @@ def test_an_image_that_cannot_be_synced_at_the_end_is_named(
     assert "a.img: cannot write to disk" in caplog.text
 
 
+def test_a_last_release_during_the_end_closes_nothing_twice(
+    table: ImageTable, plane: FakePlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last RELEASE before an unmount may still be on its way while everything is synced and closed."""
+    image = node_of(table)
+    plane.hold = trio.Event()
+
+    def released_meanwhile(_fd: int) -> None:
+        assert plane.hold is not None
+        trio.from_thread.run_sync(plane.hold.set)
+        trio.from_thread.run(trio.testing.wait_all_tasks_blocked)
+
+    async def scenario() -> None:
+        await table.open(image, os.O_RDWR)
+        monkeypatch.setattr(os, "fdatasync", released_meanwhile)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(table.release, image.ino)
+            await trio.testing.wait_all_tasks_blocked()
+            assert await table.close_all() == []
+
+    before = descriptors()
+    run(scenario)
+    assert descriptors() == before
+
+
 # -- locks --
 
 

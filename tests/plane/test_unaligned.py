@@ -109,6 +109,14 @@ def test_a_short_edge_inside_the_image_is_no_zeros(kernel: FakeKernel, direct: P
     assert direct.read_bytes() == before
 
 
+def test_a_read_that_met_an_end_that_is_no_more_is_read_again(kernel: FakeKernel, direct: Path) -> None:
+    """Less than a block, and the image goes on behind it: a write made it longer meanwhile, no error."""
+    kernel.register(direct, direct=True, block_size=K)
+    fault("read", 512, times=1)
+    assert kernel.read(0, 2 * K) == direct.read_bytes()[: 2 * K]
+    assert submitted() == [("read", 0, 2 * K), ("read", 0, 2 * K)]
+
+
 def test_a_short_direct_write_goes_on_at_whole_blocks(kernel: FakeKernel, direct: Path) -> None:
     """After a write of a block and a half, the half is written again: O_DIRECT takes no less."""
     kernel.register(direct, direct=True, block_size=512)

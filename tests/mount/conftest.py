@@ -1,0 +1,59 @@
+"""Fixtures for the tests on real mounts: the five drivers, and cache modes that this machine can do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from loops import Loops
+from working import DRIVERS, require_driver
+
+
+@pytest.fixture(params=DRIVERS)
+def driver(request: pytest.FixtureRequest) -> str:
+    """Each of the five drivers that works here."""
+    return require_driver(request.param)
+
+
+@pytest.fixture
+def need_direct(image_dir: Path) -> Callable[[str], str]:
+    """`need_direct(cache)` gives the cache mode back; skips where it needs O_DIRECT and there is none."""
+
+    def check(cache: str) -> str:
+        if cache not in ("none", "directsync"):
+            return cache
+        kind = subprocess.check_output(["stat", "-f", "-c", "%T", image_dir], text=True).strip()
+        if kind in ("tmpfs", "ramfs"):
+            pytest.skip(f"{image_dir} is on {kind}, which has no O_DIRECT: pytest --basetemp=DIR elsewhere")
+        try:
+            os.close(os.open(image_dir, os.O_TMPFILE | os.O_RDWR | os.O_DIRECT, 0o600))
+        except OSError as error:
+            pytest.skip(f"no O_DIRECT in {image_dir}: {error.strerror}")
+        return cache
+
+    return check
+
+
+@pytest.fixture
+def below(tmp_path: Path) -> Iterator[Loops]:
+    """Loop devices under a mount: name it before `mounted`, so that it is taken away after the mount."""
+    yield from _loops(tmp_path)
+
+
+@pytest.fixture
+def loops(tmp_path: Path) -> Iterator[Loops]:
+    """Loop devices on a mount's images: name it after `mounted`, so that it is taken away before."""
+    yield from _loops(tmp_path)
+
+
+def _loops(directory: Path) -> Iterator[Loops]:
+    reason = Loops.why_not()
+    if reason:
+        pytest.skip(reason)
+    made = Loops(directory)
+    yield made
+    wrong = made.clean_up()
+    assert not wrong, "\n".join(wrong)
