@@ -49,4 +49,3 @@ class build_ext(_build_ext):  # noqa: N801 - the name setuptools looks for
         # (scripts/check compiles those with -Werror).
         ext.extra_compile_args = [*CFLAGS, *os.environ.get("AIOFS_CFLAGS", "").split()]
         super().build_extension(ext)
-

@@ -64,6 +64,9 @@ struct aiofs_plane {
 
     /* dataplane.c */
     int fuse_ready, forward_ready, control_ready; /* may have more to read: epoll is edge-triggered */
+    uint32_t last_opcode; /* the last message: where a stream would go on */
+    uint64_t last_node;
+    int64_t last_end;
     int unmounted;
     int failed; /* -errno: the loop cannot go on */
     int64_t sleep_ns; /* moving average of how long the loop slept */

@@ -232,7 +232,8 @@ def release() -> None:
 def fault(op: str, result: int, *, first: int = 0, end: int = 1 << 62, times: int = 1) -> None:
     """Make ios of `op` that touch bytes first .. end-1 fail with `result` < 0, or do only `result` bytes."""
     rule = ffi.new(
-        "aiofs_fault_rule *", {"from": first, "to": end, "result": result, "op": OPS.index(op), "times": times}
+        "aiofs_fault_rule *",
+        {"from": first, "to": end, "result": result, "op": OPS.index(op), "times": times},
     )
     assert lib.aiofs_fault_add(rule) == 0
 

@@ -92,13 +92,16 @@ def test_init_is_amended_and_kept(kernel: FakeKernel) -> None:
     libfuse = INIT_OUT.pack(7, 38, 131072, WRITEBACK_CACHE | AUTO_INVAL, 12, 9, 131072, 1, 32, 0, 0, *[0] * 7)
     answer(kernel, unique, libfuse)
     error, reply = kernel.reply(unique)
-    (major, minor, _, flags, background, congestion, max_write, _, max_pages, _, flags2, *_) = INIT_OUT.unpack(
-        reply
+    (major, minor, _, flags, background, congestion, max_write, _, max_pages, _, flags2, *_) = (
+        INIT_OUT.unpack(reply)
     )
     assert (error, major, minor) == (0, 7, 38)
     assert (max_write, max_pages) == (1 << 20, 256)
     assert (background, congestion) == (32, 24)
-    assert flags & (ASYNC_READ | ASYNC_DIO | MAX_PAGES | INIT_EXT) == ASYNC_READ | ASYNC_DIO | MAX_PAGES | INIT_EXT
+    assert (
+        flags & (ASYNC_READ | ASYNC_DIO | MAX_PAGES | INIT_EXT)
+        == ASYNC_READ | ASYNC_DIO | MAX_PAGES | INIT_EXT
+    )
     assert not flags & (WRITEBACK_CACHE | AUTO_INVAL)
     assert flags2 & HAS_RESEND
     assert kernel.plane.init_exchange() == (request, OUT_HEADER.pack(80, 0, unique) + reply)
@@ -323,7 +326,9 @@ def test_unregister_waits_for_what_is_in_flight(kernel: FakeKernel, image: Path)
     assert caught.value.errno == errno.EBADF
 
 
-def test_a_resize_waits_for_all_before_it_and_holds_back_all_after_it(kernel: FakeKernel, image: Path) -> None:
+def test_a_resize_waits_for_all_before_it_and_holds_back_all_after_it(
+    kernel: FakeKernel, image: Path
+) -> None:
     """TRUNCATE is a barrier: no WRITE in flight can land behind the new end."""
     kernel.register(image)
     size = image.stat().st_size

@@ -69,7 +69,9 @@ def test_a_message_cut_short_is_refused(opcode: int, size: int) -> None:
     assert kind == ("fsync" if opcode == FSYNC and size >= 16 else "refused")
 
 
-@given(st.integers(0, 200).filter(lambda o: o not in (READ, WRITE, FSYNC, INTERRUPT)), st.binary(max_size=100))
+@given(
+    st.integers(0, 200).filter(lambda o: o not in (READ, WRITE, FSYNC, INTERRUPT)), st.binary(max_size=100)
+)
 def test_everything_else_is_for_the_control_plane(opcode: int, body: bytes) -> None:
     """Opcodes that the data plane does not know are none of its business."""
     assert parse(message(opcode, body))[0] == "other"
