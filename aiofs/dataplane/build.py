@@ -35,7 +35,7 @@ def write_glue(path: Path) -> None:
     make_c_source(ffi, "aiofs.dataplane._plane", '#include <stdint.h>\n#include "api.h"\n', str(path))
 
 
-class build_ext(_build_ext):  # noqa: N801 - the name setuptools looks for
+class build_ext(_build_ext):
     """build_ext that writes the glue first. AIOFS_CFLAGS adds compiler flags."""
 
     def build_extension(self, ext: Any) -> None:

@@ -226,8 +226,10 @@ static int work(struct aiofs_plane *plane)
         done += forward_replies(plane);
     done += drain(plane);
     done += batch_submit(plane);
-    if (plane->in_work)
-        done += serve_reap(plane);
+    if (plane->in_work && serve_reap(plane)) {
+        plane->fuse_ready = 1; /* who has been answered may have sent the next request by now */
+        done = 1;
+    }
     return done;
 }
 

@@ -81,7 +81,7 @@ void serve_message(struct aiofs_plane *plane, struct request *r, const struct me
 /* A resize command; r from request_get_resize. Takes r over. */
 void serve_truncate(struct aiofs_plane *plane, struct request *r, struct image *image, int64_t size,
                     uint64_t command);
-/* Reap what has finished and answer it. Returns the number of ios. */
+/* Reap some of what has finished and answer it. Returns the number of ios; 0: nothing has. */
 int serve_reap(struct aiofs_plane *plane);
 /* Answer a message that stays no request: error <= 0. */
 void serve_refuse(struct aiofs_plane *plane, uint64_t unique, int error);

@@ -48,7 +48,7 @@ class DataPlane:
         queue_depth: int = 128,
         merge: bool = True,
         max_images: int = 16384,
-        look_us: int = 50,
+        look_us: int = 100,
     ) -> None:
         self._control, self._control_peer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.setblocking(False)

@@ -348,29 +348,28 @@ static void finish_merged(struct aiofs_plane *plane, struct request *r, int64_t 
     }
 }
 
+/* Answers in a row before the loop looks for new requests: the first answers make the kernel send new
+ * ones, and while all 32 of a lump were answered (100 us) the device had nothing to do. */
+#define REAP_MAX 8
+
 int serve_reap(struct aiofs_plane *plane)
 {
-    struct io *finished[64];
+    struct io *finished[REAP_MAX];
     int total = 0;
 
     for (int i = 0; i < QUEUES_MAX; i++) {
-        int n;
+        int n = plane->queues[i] ? queue_reap(plane->queues[i], finished, REAP_MAX) : 0;
 
-        if (!plane->queues[i])
-            continue;
-        do {
-            n = queue_reap(plane->queues[i], finished, 64);
-            for (int k = 0; k < n; k++) {
-                struct request *r = (struct request *)finished[k];
+        for (int k = 0; k < n; k++) {
+            struct request *r = (struct request *)finished[k];
 
-                assert(r->state == REQUEST_RUNNING);
-                if (r->merged)
-                    finish_merged(plane, r, r->io.result);
-                else
-                    finish(plane, r, r->io.result);
-            }
-            total += n;
-        } while (n == 64);
+            assert(r->state == REQUEST_RUNNING);
+            if (r->merged)
+                finish_merged(plane, r, r->io.result);
+            else
+                finish(plane, r, r->io.result);
+        }
+        total += n;
     }
     return total;
 }

@@ -40,9 +40,9 @@ def settings_line(results: Results) -> str:
     """One line that says how they were measured."""
     settings = results.settings
     return (
-        f"O_DIRECT, {settings['engine']}, one job, images of {settings['size'] // MIB:,} MiB, "
+        f"O_DIRECT, {settings['engine']}, one job, one image of {settings['size'] // MIB:,} MiB, "
         f"{settings['rounds']} rounds of {settings['runtime_s']:g} s, "
-        "interleaved; medians, ratios paired by round; nbdkit file goes through the page cache"
+        "shuffled; medians, ratios paired by round; nbdkit file goes through the page cache"
     )
 
 

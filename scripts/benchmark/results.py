@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .targets import TARGETS
 from .workloads import WORKLOADS, Workload
 
 IO_URING = "aiofs-io_uring"
@@ -72,8 +73,9 @@ class Results:
         )
 
     def targets(self) -> list[str]:
-        """The targets that were measured, in order of first appearance in round 0."""
-        return list(dict.fromkeys(cell.target for cell in sorted(self.cells, key=lambda cell: cell.round)))
+        """The targets that were measured."""
+        names = {cell.target for cell in self.cells}
+        return [target.name for target in TARGETS if target.name in names]
 
     def workloads(self) -> list[Workload]:
         """The workloads that were measured."""

@@ -1,16 +1,16 @@
-"""The order of things: all mounted at once, then round by round, workload by workload, target by target."""
+"""The order of things: round by round all is mounted, then workload by workload, target by target."""
 
 from __future__ import annotations
 
 import contextlib
-import signal
+import random
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from .processes import TargetError, cpu_s
+from .processes import TargetError, cpu_s, undisturbed
 from .results import Cell
-from .targets import Lab, Served, Target
+from .targets import Lab, Served, Target, loop_device, settle
 from .workloads import Workload, fio_command, read_fio
 
 
@@ -23,30 +23,38 @@ class Plan:
     rounds: int
     runtime_s: float
     engine: str
+    full: bool = False
+    """Also the cells in which nothing is expected: not merging, in random workloads."""
 
     def order(self, round_number: int) -> list[tuple[Workload, Target]]:
-        """The cells of one round; each round begins with another target."""
-        turn = round_number % max(len(self.targets), 1)
-        turned = [*self.targets[turn:], *self.targets[:turn]]
-        return [(w, t) for w in self.workloads for t in turned if t.on_loop == w.on_loop]
+        """The cells of one round: by workload, the targets of each in an order of its own.
 
+        Neighbours influence each other (the host may still be writing what the one before wrote), so nobody
+        may always follow the same target. The shuffle has a seed: a run can be repeated.
+        """
+        return [(w, t) for w in self.workloads for t in self._shuffled(w, round_number)]
 
-@contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait: used while things are taken down."""
-    held = {signal.SIGINT, signal.SIGTERM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, held)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
+    def _shuffled(self, workload: Workload, round_number: int) -> list[Target]:
+        wanted = [t for t in self.targets if self._measures(t, workload)]
+        random.Random(f"{workload.name} {round_number}").shuffle(wanted)
+        return wanted
+
+    def _measures(self, target: Target, workload: Workload) -> bool:
+        if target.on_loop != workload.on_loop:
+            return False
+        return self.full or workload.sequential or not target.sequential_only
 
 
 @contextlib.contextmanager
 def serve_all(
     targets: Sequence[Target], lab: Lab, tell: Callable[[str], None]
 ) -> Iterator[dict[str, Served]]:
-    """Every target that works here, by name; the others are told with their reason and left out."""
+    """Every target that works here, by name; the others are told with their reason and left out.
+
+    For one round only. A server keeps its memory for life, and where that lies in the machine's memory can
+    make it twice as fast as its neighbour (seen on virtual machines, with identical servers); a new one in
+    each round makes that a matter of spread instead of a verdict.
+    """
     stack = contextlib.ExitStack()
     served: dict[str, Served] = {}
     try:
@@ -61,22 +69,40 @@ def serve_all(
             stack.close()
 
 
-def measure(plan: Plan, lab: Lab, served: dict[str, Served], tell: Callable[[str], None]) -> Iterator[Cell]:
+def measure(plan: Plan, lab: Lab, tell: Callable[[str], None]) -> Iterator[Cell]:
     """Run every cell in order; a cell that fails is told and left out."""
-    for round_number in range(plan.rounds):
-        for workload, target in plan.order(round_number):
-            if target.name not in served:
-                continue
-            try:
-                cell = _one(plan, lab, workload, target, served[target.name], round_number)
-            except (TargetError, OSError, ValueError, KeyError) as error:
-                tell(f"{target.name}, {workload.name}: {error}")
-                continue
-            tell(f"round {round_number + 1}  {workload.name:20} {target.name:26} {cell.iops:10,.0f} IOPS")
-            yield cell
+    with lab.written():
+        for round_number in range(plan.rounds):
+            with serve_all(plan.targets, lab, tell if round_number == 0 else _silent) as served:
+                yield from _round(plan, lab, served, round_number, tell)
+
+
+def _silent(_line: str) -> None:
+    """A target that is left out is told once."""
+
+
+def _round(
+    plan: Plan, lab: Lab, served: dict[str, Served], round_number: int, tell: Callable[[str], None]
+) -> Iterator[Cell]:
+    for workload, target in plan.order(round_number):
+        if target.name not in served:
+            continue
+        try:
+            cell = _one(plan, lab, workload, target, served[target.name], round_number)
+        except (TargetError, OSError, ValueError, KeyError) as error:
+            tell(f"{target.name}, {workload.name}: {error}")
+            continue
+        tell(f"round {round_number + 1}  {workload.name:20} {target.name:26} {cell.iops:10,.0f} IOPS")
+        yield cell
 
 
 def _one(plan: Plan, lab: Lab, workload: Workload, target: Target, served: Served, round_number: int) -> Cell:
+    settle(lab.image)
+    with loop_device(served.path) if target.on_loop else contextlib.nullcontext(served.path) as path:
+        return _fio(plan, lab, workload, target, Served(path, served.pids), round_number)
+
+
+def _fio(plan: Plan, lab: Lab, workload: Workload, target: Target, served: Served, round_number: int) -> Cell:
     command = fio_command(
         workload,
         served.path,

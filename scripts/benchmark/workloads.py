@@ -27,9 +27,14 @@ class Workload:
     """Runs on loop devices instead of files."""
 
     @property
+    def sequential(self) -> bool:
+        """Requests have neighbours."""
+        return self.pattern in ("read", "write")
+
+    @property
     def sequential_4k(self) -> bool:
         """Adjacent small requests at depth: where merging can earn its keep."""
-        return self.pattern in ("read", "write") and self.block_size == 4 * KIB
+        return self.sequential and self.block_size == 4 * KIB
 
 
 WORKLOADS = (

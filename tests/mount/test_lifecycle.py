@@ -127,7 +127,8 @@ def test_a_stale_mountpoint_says_how_to_clear_it(images: Path, mountpoint: Path)
     pidfd = os.pidfd_open(pid)
     os.kill(pid, signal.SIGKILL)
     wait_gone(pidfd)
-    for words in (["mount", images, mountpoint], ["info", mountpoint]):
+    commands: list[list[str | Path]] = [["mount", images, mountpoint], ["info", mountpoint]]
+    for words in commands:
         done = run_aiofs(*words)
         assert f"fusermount3 -u -z {mountpoint}" in done.stderr, done
         assert done.returncode != 0

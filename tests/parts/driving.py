@@ -34,7 +34,7 @@ class Drivers:
         flags = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-fPIC", "-shared", f"-I{SOURCES}"]
         command = ["cc", *flags, *map(str, sources), "-o", str(path), "-luring", "-laio"]
         subprocess.run(command, check=True)
-        self.ffi = FFI()
+        self.ffi: Any = FFI()
         self.ffi.cdef("struct iovec { void *iov_base; size_t iov_len; };")
         for header in ("io.h", "driver.h"):
             text = re.sub(r"(?m)^#.*$", "", (SOURCES / header).read_text())
@@ -126,7 +126,7 @@ class Instance:
         """A read into memory of the caller's."""
         return self._io(READ, fd, offset, memory)
 
-    def write(self, fd: int, offset: int, *data: bytes) -> Io:
+    def write(self, fd: int, offset: int, *data: bytes | memoryview) -> Io:
         """A write of these segments."""
         return self._io(WRITE, fd, offset, data)
 

@@ -14,6 +14,7 @@ from planes import FakePlane, make_table, node_of, run
 
 from aiofs import directio
 from aiofs.config import CacheMode
+from aiofs.dataplane import system
 from aiofs.directio import DirectRefused, DirectUnsupported, check_direct
 from aiofs.images import ImageTable
 from aiofs.nodes import Node
@@ -119,8 +120,8 @@ def test_direct_io_by_name_is_refused_where_it_does_not_work(tmpfs: Path, plane:
 
 def test_blocks_larger_than_a_page_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """An alignment that the data plane does not pad to counts as not working, with the reason."""
-    huge = directio.system.Statx(0, dio_known=True, dio_mem_align=512, dio_offset_align=16384)
-    monkeypatch.setattr(directio.system, "statx", lambda _: huge)
+    huge = system.Statx(0, dio_known=True, dio_mem_align=512, dio_offset_align=16384)
+    monkeypatch.setattr(system, "statx", lambda _: huge)
     with pytest.raises(DirectRefused, match="16384 bytes"):
         directio.block_size(0, "zonefs")
 
@@ -129,7 +130,7 @@ def test_the_block_size_is_found_by_trial_where_the_kernel_does_not_say(
     images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The smallest read that is not refused with EINVAL is the block size."""
-    monkeypatch.setattr(directio.system, "statx", lambda _: directio.system.Statx(0, False, 0, 0))
+    monkeypatch.setattr(system, "statx", lambda _: system.Statx(0, False, 0, 0))
 
     def preadv(_fd: int, buffers: list[memoryview], _offset: int) -> int:
         if len(buffers[0]) < 2048:

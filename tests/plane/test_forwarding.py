@@ -8,6 +8,8 @@ import struct
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 from fakekernel import (
     BATCH_FORGET,
     CREATE,
@@ -176,11 +178,11 @@ def test_a_full_socket_loses_and_reorders_nothing(kernel: FakeKernel, image: Pat
     hold()
     read = kernel.send_read(0, 10)
     kernel.settle()
-    sent = []
+    sent: list[int] = []
     kernel.fuse.setblocking(False)
     try:
-        for i in range(200_000):
-            sent.append(kernel.send(LOOKUP, b"%d\0" % i, node=1))
+        while len(sent) < 200_000:
+            sent.append(kernel.send(LOOKUP, b"%d\0" % len(sent), node=1))
     except BlockingIOError:
         kernel.unique -= 2
     kernel.fuse.setblocking(True)
@@ -318,8 +320,23 @@ def test_unregister_waits_for_what_is_in_flight(kernel: FakeKernel, image: Path)
     hold()
     write = kernel.send_write(0, b"x" * 4096)
     kernel.settle()
-    release()
-    assert kernel.unregister() == 0
+
+    async def unregister() -> None:
+        done = trio.Event()
+
+        async def call() -> None:
+            await kernel.plane.unregister(10)
+            done.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call)
+            await trio.testing.wait_all_tasks_blocked()
+            await kernel.plane.open_driver("fault")  # commands are handled in order: unregister was, too
+            assert not done.is_set()
+            assert not kernel.has_reply(write)
+            release()
+
+    kernel.command(unregister)
     assert kernel.reply(write)[0] == 0
     with pytest.raises(OSError) as caught:
         kernel.write(0, b"x")

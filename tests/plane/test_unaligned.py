@@ -73,7 +73,7 @@ def test_neighbours_in_one_block_do_not_lose_each_other(kernel: FakeKernel, dire
     assert overlaps() == 0
 
 
-def test_a_write_at_the_tail_keeps_the_size_exact(kernel: FakeKernel, tmp_path: Path, direct: Path) -> None:
+def test_a_write_at_the_tail_keeps_the_size_exact(kernel: FakeKernel, direct: Path) -> None:
     """An image of 5000 bytes stays one, and grows by just what is written behind its end."""
     direct.write_bytes(b"t" * 5000)
     kernel.register(direct, direct=True, block_size=K)
@@ -137,7 +137,7 @@ def test_random_unaligned_requests_match_a_bytearray(direct: Path, driver: str) 
         direct.write_bytes(model)
         kernel.register(direct, driver=driver, direct=True, block_size=K)
         for _ in range(100):
-            uniques = {}
+            uniques: dict[int, bytes | None] = {}
             for _ in range(4):
                 offset, length = rng.randrange(110_000), rng.randrange(1, 9000)
                 if rng.random() < 0.5:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+
+from aiofs.locks import lock_for_writing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
@@ -16,13 +19,13 @@ from benchmark import __main__ as command_line
 from benchmark import chart, report
 from benchmark.results import Cell, Costs, Goal, Results, Spread, goals
 from benchmark.run import Plan
-from benchmark.targets import TARGETS, write_image
+from benchmark.targets import TARGETS, Lab, raw, settle, write_image
 from benchmark.workloads import WORKLOADS, fio_command, read_fio
 
 MACHINE = dict.fromkeys(
     ["kernel", "cpu", "cores", "memory", "file system", "fio", "qemu-storage-daemon", "nbdfuse"], "x<&>"
 )
-SETTINGS = {"size": 1 << 30, "rounds": 3, "runtime_s": 3.0, "engine": "libaio", "qemu_aio": "native"}
+SETTINGS = {"size": 1 << 30, "rounds": 5, "runtime_s": 2.0, "engine": "libaio", "qemu_aio": "native"}
 
 
 def cells(target: str, workload: str, *iops: float) -> Iterator[Cell]:
@@ -139,13 +142,28 @@ def test_the_chart_of_a_part_of_the_targets_is_drawn_too() -> None:
     assert [float(bar.get("y", "-1")) > chart.TOP - 1 for bar in bars] == [True]
 
 
-def test_each_round_begins_with_another_target() -> None:
-    """Loop workloads run on loop targets only, files on the others."""
-    plan = Plan(TARGETS, WORKLOADS, 2, 1.0, "libaio")
+def test_the_order_of_targets_is_another_one_in_each_round_and_workload() -> None:
+    """Shuffled, the same in every run, and always the same cells."""
+    plan = Plan(TARGETS, WORKLOADS, 2, 1.0, "libaio", full=True)
     first, second = plan.order(0), plan.order(1)
-    assert first[0][1].name != second[0][1].name
+    assert first == plan.order(0)
+    assert first != second
     assert {(w.name, t.name) for w, t in first} == {(w.name, t.name) for w, t in second}
-    assert all(workload.on_loop == target.on_loop for workload, target in first)
+    names = [
+        [t.name for w, t in first if w.name == workload] for workload in ("randread-qd1", "seqread-qd32")
+    ]
+    assert names[0] != names[1]
+    assert sorted(names[0]) == sorted(names[1])
+
+
+def test_a_plan_holds_the_cells_that_can_say_something() -> None:
+    """Loops on loop targets only; without merging only where there are neighbours, unless all is wanted."""
+    cells = Plan(TARGETS, WORKLOADS, 1, 1.0, "libaio").order(0)
+    assert all(workload.on_loop == target.on_loop for workload, target in cells)
+    unmerged = {workload.name for workload, target in cells if target.name.endswith("-no-merge")}
+    assert unmerged == {"seqread-qd32", "seqwrite-qd32", "read1m-qd8"}
+    everything = Plan(TARGETS, WORKLOADS, 1, 1.0, "libaio", full=True).order(0)
+    assert len(everything) == len(cells) + 5 * 3
 
 
 def test_fio_is_told_to_keep_the_file_as_it_is() -> None:
@@ -200,6 +218,22 @@ def test_a_file_that_is_no_result_is_refused(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "x.json").write_text("{}")
     assert command_line.main(["--from", str(tmp_path / "x.json")]) == 2
     assert "x.json is not a result" in capsys.readouterr().err
+
+
+def test_every_target_has_the_same_image_and_leaves_nothing(tmp_path: Path) -> None:
+    """Hard links, so that all read and write the same blocks of the disk; a lock is waited for."""
+    lab = Lab(tmp_path, 1 << 20, "native")
+    with lab.written():
+        with raw(lab, "a") as first, raw(lab, "b") as second:
+            assert first.path != second.path
+            assert first.path.samefile(second.path)
+            settle(lab.image)
+        with lab.image.open("r+b") as other:
+            lock_for_writing(other.fileno())
+            threading.Timer(0.1, other.close).start()
+            settle(lab.image)
+            assert other.closed
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_image_is_written_in_full(tmp_path: Path) -> None:

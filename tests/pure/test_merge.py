@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 from hypothesis import given
@@ -57,7 +58,7 @@ def test_every_request_is_in_exactly_one_io(batch: list[Span]) -> None:
 def test_an_io_holds_exactly_adjacent_requests_of_one_stream(batch: list[Span]) -> None:
     """Within an io each request begins where the one before it ends: no gap, no overlap."""
     for io in plan(batch):
-        for before, after in zip(io, io[1:], strict=False):
+        for before, after in itertools.pairwise(io):
             assert batch[before].stream == batch[after].stream
             assert batch[before].offset + batch[before].length == batch[after].offset
 
