@@ -13,6 +13,7 @@ import errno
 import functools
 import logging
 import os
+import re
 import stat
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
@@ -63,13 +64,20 @@ def _refuse(number: int) -> NoReturn:
     raise OSError(number, os.strerror(number))
 
 
-def wants_direct_io(flags: int) -> bool:
+def kernel_version(release: str) -> tuple[int, int]:
+    """Major and minor number of a kernel release as uname(2) has it; (0, 0) when it has none."""
+    numbers = re.match(r"(\d+)\.(\d+)", release)
+    return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
+
+
+def wants_direct_io(flags: int, release: str = os.uname().release) -> bool:
     """Whether an open bypasses the kernel's page cache, its reads and writes coming as they are.
 
     Exactly when the opener said O_DIRECT: then the kernel need not serialise writes of one file (the data
-    plane adds FOPEN_PARALLEL_DIRECT_WRITES); all others profit from the cache.
+    plane adds FOPEN_PARALLEL_DIRECT_WRITES); all others profit from the cache. Not before Linux 6.6: there
+    such a write leaves old pages in the cache for those who have the file open without O_DIRECT.
     """
-    return bool(flags & os.O_DIRECT)
+    return bool(flags & os.O_DIRECT) and kernel_version(release) >= (6, 6)
 
 
 def _invalidate_attributes(ino: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -206,3 +208,28 @@ def test_a_direct_write_shows_in_cached_reads(mounted: Mounting, image: Path) ->
         finally:
             os.close(fd)
     assert image.read_bytes()[5000:5006] == b"direct"
+
+
+def test_a_reader_that_races_with_direct_writes_keeps_no_old_page(mounted: Mounting, image: Path) -> None:
+    """While another thread fills the cache all the time, each O_DIRECT write shows as soon as it is done."""
+    fs = mounted(image.parent)
+    path = fs.path / "a.img"
+    done = threading.Event()
+    with path.open("rb", buffering=0) as cached, mmap.mmap(-1, 4096) as page:
+
+        def read_all_the_time() -> None:
+            while not done.is_set():
+                os.pread(cached.fileno(), 4096, 0)
+
+        reader = threading.Thread(target=read_all_the_time)
+        fd = os.open(path, os.O_RDWR | os.O_DIRECT)
+        reader.start()
+        try:
+            for number in range(2000):
+                page[:8] = number.to_bytes(8, "little")
+                assert os.pwrite(fd, page, 0) == 4096
+                assert os.pread(cached.fileno(), 8, 0) == number.to_bytes(8, "little")
+        finally:
+            done.set()
+            reader.join()
+            os.close(fd)
