@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import trio
 from planes import FakePlane, make_table, node_of, run
 
 from aiofs import directio
@@ -20,27 +19,6 @@ from aiofs.images import ImageTable
 from aiofs.nodes import Node
 
 SHM = Path("/dev/shm")
-
-
-@pytest.fixture
-def plane() -> FakePlane:
-    return FakePlane()
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    path = tmp_path / "images"
-    path.mkdir()
-    (path / "a.img").write_bytes(bytes(8192))
-    return path
-
-
-@pytest.fixture
-def table(images: Path, plane: FakePlane) -> Iterator[ImageTable]:
-    made = make_table(images, plane, cache=CacheMode.WRITEBACK)
-    yield made
-    trio.run(made.close_all)
-    made.source.close()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,29 +12,7 @@ import trio.testing
 from planes import FakePlane, make_table, node_of, run
 
 from aiofs import locks
-from aiofs.config import CacheMode
 from aiofs.images import ImageLocked, ImageTable
-
-
-@pytest.fixture
-def plane() -> FakePlane:
-    return FakePlane()
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    path = tmp_path / "images"
-    path.mkdir()
-    (path / "a.img").write_bytes(bytes(8192))
-    return path
-
-
-@pytest.fixture
-def table(images: Path, plane: FakePlane) -> Iterator[ImageTable]:
-    made = make_table(images, plane, cache=CacheMode.WRITEBACK)
-    yield made
-    trio.run(made.close_all)
-    made.source.close()
 
 
 def descriptors() -> int:

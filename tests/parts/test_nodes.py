@@ -4,38 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import trio
 from planes import FakePlane, make_table, node_of, run
 
-from aiofs.config import CacheMode
 from aiofs.images import ImageTable
 from aiofs.nodes import FIRST_VIRTUAL, ROOT
 from aiofs.source import Kind, Source
-
-
-@pytest.fixture
-def plane() -> FakePlane:
-    return FakePlane()
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    path = tmp_path / "images"
-    path.mkdir()
-    (path / "a.img").write_bytes(bytes(8192))
-    return path
-
-
-@pytest.fixture
-def table(images: Path, plane: FakePlane) -> Iterator[ImageTable]:
-    made = make_table(images, plane, cache=CacheMode.WRITEBACK)
-    yield made
-    trio.run(made.close_all)
-    made.source.close()
 
 
 def test_a_single_image_is_the_only_name_of_its_mount(images: Path, plane: FakePlane) -> None:
