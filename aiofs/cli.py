@@ -22,6 +22,7 @@ from .config import (
     CacheMode,
     Settings,
     make_config,
+    parse_cache,
     parse_options,
 )
 from .errors import AiofsError, BadInput
@@ -131,7 +132,15 @@ def _info(arguments: argparse.Namespace) -> int:
         if mount is None or not mount.is_aiofs:
             raise BadInput(f"{path} is not an aiofs mount; 'aiofs info' lists them")
         told = info.read(mount.mountpoint)
-        print(json.dumps(told, indent=2) if arguments.json else info.describe(told))
+        if arguments.json:
+            print(json.dumps(told, indent=2))
+            return 0
+        from . import explain
+
+        print(info.describe(told))
+        for decision in info.decisions(told):
+            print()
+            explain.show([decision])
         return 0
     found: list[tuple[mounttable.Mount, dict[str, Any] | info.Unreadable]] = []
     for mount in mounttable.aiofs_mounts():
@@ -152,7 +161,6 @@ def _info(arguments: argparse.Namespace) -> int:
 
 
 def _drivers(_: argparse.Namespace) -> int:
-    from . import select
     from .dataplane import drivers
 
     statuses = drivers()
@@ -160,13 +168,16 @@ def _drivers(_: argparse.Namespace) -> int:
     for status in statuses:
         works, text = ("yes", status.description) if status.works else ("no", status.reason)
         print(f"{status.name:<10}{works:<7}{text}")
-    try:
-        default = select.choose(None, statuses).driver
-    except BadInput as error:
-        print(f"\nno default: {error}")
-    else:
-        print(f"\ndefault: {default} (the first of {' '.join(select.PREFERENCE)} that works)")
+    print("\nWithout --aio, one is decided for each image: 'aiofs probe IMAGE' shows which, and why.")
     return 0
+
+
+def _probe(arguments: argparse.Namespace) -> int:
+    from . import probe
+
+    paths = [_path("PATH", text) for text in arguments.paths]
+    cache = parse_cache(arguments.cache) if arguments.cache is not None else None
+    return probe.run(paths, cache, arguments.json)
 
 
 def _path(name: str, text: str) -> Path:
@@ -220,6 +231,17 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?")
     info.add_argument("--json", action="store_true", help="print JSON, for programs")
     info.set_defaults(command=_info)
+
+    probe = commands.add_parser(
+        "probe",
+        help="which driver --aio auto would take for an image, and why",
+        description="Run the tests of --aio auto on images, block devices or directories, without mounting "
+        "or changing them. A directory is tried with one of its images, or a temporary file.",
+    )
+    probe.add_argument("paths", metavar="PATH", nargs="+")
+    probe.add_argument("--cache", metavar="MODE", help="decide for this cache mode; " + ", ".join(CacheMode))
+    probe.add_argument("--json", action="store_true", help="print JSON, for programs")
+    probe.set_defaults(command=_probe)
 
     drivers = commands.add_parser("drivers", help="the AIO drivers: which work here, and why not")
     drivers.set_defaults(command=_drivers)

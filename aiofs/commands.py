@@ -16,7 +16,7 @@ from .dataplane import DataPlane, ImageSpec
 
 
 class Commands:
-    """register, unregister and truncate of a DataPlane that may have ended."""
+    """register, unregister, truncate and open_driver of a DataPlane that may have ended."""
 
     def __init__(self, plane: DataPlane, ended: trio.Event) -> None:
         """`ended`: the plane's loop has returned, and its last answers have been delivered."""
@@ -36,6 +36,15 @@ class Commands:
 
         async def command() -> int:
             await self._plane.truncate(node, size)
+            return 0
+
+        _or_shutdown(await self._until_ended(command))
+
+    async def open_driver(self, driver: str) -> None:
+        """As DataPlane.open_driver. ESHUTDOWN when the loop has ended."""
+
+        async def command() -> int:
+            await self._plane.open_driver(driver)
             return 0
 
         _or_shutdown(await self._until_ended(command))

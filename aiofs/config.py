@@ -57,7 +57,7 @@ class MountConfig:
     mountpoint: Path
     """An existing directory; absolute."""
     aio: str | None = None
-    """The name of a driver; None: the first that works."""
+    """The name of a driver; None: aiofs decides for each image."""
     cache: CacheMode | None = None
     """None: `none` where O_DIRECT works for the image, else `writeback`."""
     queue_depth: int = DEFAULT_QUEUE_DEPTH

@@ -7,6 +7,7 @@ import fcntl
 import mmap
 import os
 import stat
+from dataclasses import dataclass
 
 from .dataplane import system
 from .source import Kind, Source
@@ -24,6 +25,10 @@ _PAGE_CACHE_IS_THE_STORE = ("tmpfs", "ramfs", "hugetlbfs")
 """tmpfs takes O_DIRECT since Linux 6.6 and ignores it, which gains nothing and costs padding."""
 
 
+REFUSED_ERRNO = errno.EINVAL
+"""What open(2) with O_DIRECT says where the file system has none."""
+
+
 class DirectRefused(Exception):
     """O_DIRECT does not work; the text says who refuses, to be read after a name and a colon."""
 
@@ -38,16 +43,26 @@ class DirectUnsupported(OSError):
         return str(self.strerror)
 
 
-def block_size(fd: int, filesystem: str) -> int:
-    """The alignment in bytes that O_DIRECT needs for this image, opened with O_DIRECT.
+@dataclass(frozen=True)
+class Alignment:
+    """What O_DIRECT needs of offsets, lengths and memory."""
+
+    size: int
+    """Bytes, MIN_BLOCK_SIZE to MAX_BLOCK_SIZE."""
+    looked_at: str
+    """Where it is known from, for people."""
+
+
+def alignment(fd: int, filesystem: str) -> Alignment:
+    """The alignment that O_DIRECT needs for this image, opened with O_DIRECT.
 
     Raises DirectRefused when it does not work. May read the image: call it from a thread, or not at all
-    where `known_block_size` has the answer.
+    where `known_alignment` has the answer.
     """
-    return known_block_size(fd, filesystem) or _tried(fd, filesystem)
+    return known_alignment(fd, filesystem) or Alignment(_tried(fd, filesystem), "trial reads")
 
 
-def known_block_size(fd: int, filesystem: str) -> int | None:
+def known_alignment(fd: int, filesystem: str) -> Alignment | None:
     """The alignment where the kernel tells it, else None; does not read the image. DirectRefused."""
     refuse_by_name(filesystem)
     known = system.statx(fd)
@@ -56,13 +71,15 @@ def known_block_size(fd: int, filesystem: str) -> int | None:
             raise DirectRefused(f"{filesystem} does not support it for this file")
         # Parts of a buffer begin at multiples of this, so the memory's alignment counts as well.
         size = max(known.dio_offset_align, known.dio_mem_align)
+        looked_at = f"STATX_DIOALIGN: offset {known.dio_offset_align}, memory {known.dio_mem_align}"
     elif stat.S_ISBLK(os.fstat(fd).st_mode):
         size = int.from_bytes(fcntl.ioctl(fd, _BLKSSZGET, bytes(4)), "little")
+        looked_at = f"BLKSSZGET: {size}"
     else:
         return None
     if size > MAX_BLOCK_SIZE:
         raise DirectRefused(f"{filesystem} needs blocks of {size} bytes, more than {MAX_BLOCK_SIZE}")
-    return max(size, MIN_BLOCK_SIZE)
+    return Alignment(max(size, MIN_BLOCK_SIZE), looked_at)
 
 
 def refuse_by_name(filesystem: str) -> None:
@@ -99,11 +116,11 @@ def check_direct(source: Source) -> None:
     shown = str(source.path)
     try:
         refuse_by_name(filesystem)
-        fd = _sample(source)
+        fd = sample(source, os.O_DIRECT)
         if fd is None:
             return
         try:
-            block_size(fd, filesystem)
+            alignment(fd, filesystem)
         finally:
             os.close(fd)
     except DirectRefused as refused:
@@ -114,21 +131,21 @@ def check_direct(source: Source) -> None:
         raise
 
 
-def _sample(source: Source) -> int | None:
-    """An image of the source opened with O_DIRECT, or None when there is none to try."""
+def sample(source: Source, flags: int) -> int | None:
+    """An image of the source opened for reading and with `flags`, or None when there is none to try."""
     if source.kind is not Kind.TREE:
-        return source.open_file(source.root_fd, source.name, os.O_RDONLY | os.O_DIRECT)
+        return source.open_file(source.root_fd, source.name, os.O_RDONLY | flags)
     dir_fd = source.open_directory(b"", 0)
     try:
         for name in source.names(dir_fd):
             try:
                 if stat.S_ISREG(source.stat(dir_fd, name).mode):
-                    return source.open_file(dir_fd, name, os.O_RDONLY | os.O_DIRECT)
+                    return source.open_file(dir_fd, name, os.O_RDONLY | flags)
             except (PermissionError, FileNotFoundError):
                 continue
         if source.read_only:
             return None
-        return system.open_beneath(dir_fd, b".", os.O_TMPFILE | os.O_RDWR | os.O_DIRECT, 0o600)
+        return system.open_beneath(dir_fd, b".", os.O_TMPFILE | os.O_RDWR | flags, 0o600)
     except OSError as error:
         if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EACCES, errno.EROFS, errno.EPERM):
             return None  # no temporary file to be had: the first image will tell

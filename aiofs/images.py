@@ -23,12 +23,14 @@ from typing import Protocol
 import trio
 
 from . import directio, locks
+from .choice import Drivers
 from .config import CacheMode
 from .dataplane import ImageSpec, system
 from .dataplane.system import FileStat
 from .directio import DirectRefused, DirectUnsupported, check_direct
 from .nodes import Node, NodeTable
 from .pagecache import Stamps
+from .select import Decision, Direct, Test
 from .source import Kind, Source
 
 __all__ = ["DirectUnsupported", "ImageTable", "OpenImage", "Source", "check_direct"]
@@ -48,6 +50,8 @@ class Plane(Protocol):
 
     async def truncate(self, node: int, size: int) -> None: ...
 
+    async def open_driver(self, driver: str) -> None: ...
+
 
 class ImageLocked(OSError):
     """Another process uses the image in a way that excludes ours."""
@@ -66,10 +70,11 @@ class OpenImage:
     """For messages."""
     fd: int
     cache: CacheMode
-    driver: str
+    direct: Direct
     block_device: bool
     write_error: int
     """0 when `fd` can be written; otherwise the errno of opening it so."""
+    decision: Decision = field(default_factory=lambda: Decision("", "not decided yet"))
     tail_fd: int = -1
     block_size: int = 1
     """Alignment of O_DIRECT in bytes; 1 when buffered."""
@@ -83,7 +88,7 @@ class OpenImage:
         return ImageSpec(
             fd=self.fd,
             tail_fd=self.tail_fd,
-            driver=self.driver,
+            driver=self.decision.driver,
             direct=self.cache.direct,
             block_size=self.block_size,
             no_fsync=not self.cache.honours_fsync,
@@ -114,6 +119,9 @@ class ImageInfo:
 
     name: str
     driver: str
+    driver_reason: str
+    tests: tuple[Test, ...]
+    """What led to the driver."""
     cache: CacheMode
     block_size: int
     slot: int
@@ -128,19 +136,27 @@ class ImageTable:
     """All images of one mount that are open."""
 
     def __init__(
-        self, *, source: Source, plane: Plane, driver: str, cache: CacheMode | None, read_only: bool
+        self,
+        *,
+        source: Source,
+        plane: Plane,
+        drivers: Drivers,
+        cache: CacheMode | None,
+        read_only: bool,
+        said: frozenset[str] = frozenset(),
     ) -> None:
+        """`said`: what the mount has warned of, so that no image says it again."""
         self.source = source
         self.nodes = NodeTable(source)
         self.read_only = read_only
         self._plane = plane
-        self._driver = driver
+        self._drivers = drivers
         self._cache = cache
         self._images: dict[int, OpenImage] = {}
         self._turns: dict[int, _Turn] = {}
         self._sticky: dict[int, tuple[int, int]] = {}
         self._stamps = Stamps()
-        self._said: set[str] = set()
+        self._said = set(said)
         self._filesystem = source.filesystem()
 
     # -- opening and closing --
@@ -182,6 +198,9 @@ class ImageTable:
         try:
             await self._lock(image.fd, image.name, write)
             image.write_locked = write
+            image.decision = await self._drivers.choose(
+                self._plane, image.name, image.fd, image.direct, self.read_only
+            )
             sticky = self._sticky_error(node)
             image.slot = await self._plane.register(node.ino, image.spec(sticky))
         except BaseException:
@@ -231,8 +250,11 @@ class ImageTable:
 
     async def _open_backing(self, node: Node, write: bool) -> OpenImage:
         """Open an image in the cache mode that was asked for, or in the best one that works."""
+        cache = self._cache or CacheMode.NONE
+        if not cache.direct:
+            return await self._open_as(node, write, cache, f"buffered, as --cache {cache} asks")
         try:
-            return await self._open_as(node, write, self._cache or CacheMode.NONE)
+            return await self._open_as(node, write, cache)
         except DirectRefused as refused:
             if self._cache is not None:
                 raise DirectUnsupported(self.nodes.display(node), str(refused)) from refused
@@ -242,9 +264,11 @@ class ImageTable:
                 str(refused),
                 f"{self.nodes.display(node)}: no O_DIRECT, using --cache writeback",
             )
-        return await self._open_as(node, write, CacheMode.WRITEBACK)
+            why = str(refused)
+        return await self._open_as(node, write, CacheMode.WRITEBACK, why)
 
-    async def _open_as(self, node: Node, write: bool, cache: CacheMode) -> OpenImage:
+    async def _open_as(self, node: Node, write: bool, cache: CacheMode, no_direct: str = "") -> OpenImage:
+        """`no_direct`: why it is opened buffered."""
         flags = (os.O_DIRECT if cache.direct else 0) | (os.O_DSYNC if cache.dsync else 0)
         try:
             fd, write_error = self._open_fd(node, write, flags)
@@ -257,13 +281,15 @@ class ImageTable:
             name=self.nodes.display(node),
             fd=fd,
             cache=cache,
-            driver=self._driver_of(),
+            direct=Direct(False, "opened without it", no_direct),
             block_device=self.source.kind is Kind.DEVICE,
             write_error=write_error,
         )
         if cache.direct:
             try:
-                image.block_size = await self._block_size(fd)
+                aligned = await self._alignment(fd)
+                image.block_size = aligned.size
+                image.direct = Direct(True, aligned.looked_at, f"in blocks of {aligned.size} bytes")
                 # The tail of an image whose size is no whole block is written through the page cache.
                 access = os.O_RDONLY if write_error else os.O_RDWR
                 image.tail_fd = self.nodes.open(node, access | os.O_DSYNC)
@@ -272,11 +298,11 @@ class ImageTable:
                 raise
         return image
 
-    async def _block_size(self, fd: int) -> int:
-        known = directio.known_block_size(fd, self._filesystem)
+    async def _alignment(self, fd: int) -> directio.Alignment:
+        known = directio.known_alignment(fd, self._filesystem)
         if known is not None:
             return known
-        return await trio.to_thread.run_sync(directio.block_size, fd, self._filesystem)
+        return await trio.to_thread.run_sync(directio.alignment, fd, self._filesystem)
 
     def _open_fd(self, node: Node, write: bool, flags: int) -> tuple[int, int]:
         """The image's descriptor, and 0 or the errno that opening it for writing gave.
@@ -296,10 +322,6 @@ class ImageTable:
                     raise
                 write_error = error.errno or errno.EACCES
         return self.nodes.open(node, os.O_RDONLY | flags), write_error
-
-    def _driver_of(self) -> str:
-        """The driver for an image: one for the whole mount, until it is chosen per image."""
-        return self._driver
 
     async def _lock(self, fd: int, name: str, write: bool) -> None:
         """Take the writer's or the reader's locks of an image. ImageLocked names who holds it."""
@@ -385,7 +407,9 @@ class ImageTable:
         return [
             ImageInfo(
                 name=image.name,
-                driver=image.driver,
+                driver=image.decision.driver,
+                driver_reason=image.decision.reason,
+                tests=image.decision.tests,
                 cache=image.cache,
                 block_size=image.block_size,
                 slot=image.slot,

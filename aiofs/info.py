@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from . import fusermount
-from .config import MountConfig
+from .config import AUTO, MountConfig
 from .errors import AiofsError, reason
 from .mounttable import Mount
-from .select import Choice
 
 INFO_FILE = ".aiofs/info.json"
 WIDTH = 80
@@ -37,8 +36,8 @@ FIELDS: Mapping[str, str] = {
     "source": "the image directory, image file or block device",
     "source_kind": "directory, file or block device",
     "mountpoint": "where it is mounted",
-    "driver": "the AIO driver",
-    "driver_reason": "why this one",
+    "driver": "the AIO driver asked for; auto: one is decided for each image",
+    "driver_reason": "who decided",
     "cache": "cache mode asked for; auto: none where O_DIRECT works for an image, else writeback",
     "queue_depth": "requests in work at once, at most",
     "merge": "adjacent requests are merged",
@@ -49,7 +48,9 @@ FIELDS: Mapping[str, str] = {
     "plane": "counters of the data plane: requests read from the kernel; forwarded of them to the control "
     "plane; refused as malformed; batches submitted, and batch_ios: [k] counts those of 2^k to "
     "2^(k+1)-1 ios; sleeps, and looks: sleeps avoided by looking a little longer; in_flight now",
-    "images": "the open images, one entry each: its name, driver, cache mode, block size and counters "
+    "images": "the open images, one entry each: its name, driver and driver_reason, the tests that led to "
+    "it (name, looked_at, verdict yes, no or noted, reason, and the driver that a test is about), "
+    "cache mode, block size and counters "
     "(requests_*: by the kernel; ios_*: handed to the driver; merged: requests that joined another "
     "one's io; bytes_*; errors: requests answered with an errno; waits: for an overlapping request; "
     "unaligned: padded; retries; in_flight now; sticky_error: of a failed fsync)",
@@ -85,7 +86,6 @@ def build(
     *,
     version: str,
     config: MountConfig,
-    choice: Choice,
     source_kind: str,
     started: float,
     outcome_fd: int,
@@ -103,8 +103,8 @@ def build(
         "source": str(config.source),
         "source_kind": source_kind,
         "mountpoint": str(config.mountpoint),
-        "driver": choice.driver,
-        "driver_reason": choice.reason,
+        "driver": config.aio or AUTO,
+        "driver_reason": "asked for" if config.aio else "decided for each image",
         "cache": str(config.cache or "auto"),
         "queue_depth": config.queue_depth,
         "merge": config.merge,
@@ -208,6 +208,26 @@ def _batches(plane: Mapping[str, Any]) -> str:
         if number
     ]
     return f"{plane['batches']:,}" + (f" (ios each: {', '.join(shares)})" if shares else "")
+
+
+def decisions(info: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """What was decided for the open images: those with the same tests together, under their names."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for image in info.get("images", []):
+        if image.get("tests"):
+            groups.setdefault(json.dumps(image["tests"]), []).append(_named_inside(image, info["source"]))
+    return [
+        (
+            _title([image["name"] for image in group]),
+            {"driver": group[0]["driver"], "reason": group[0]["driver_reason"], "tests": group[0]["tests"]},
+        )
+        for group in groups.values()
+    ]
+
+
+def _title(names: list[str]) -> str:
+    others = len(names) - 1
+    return names[0] + (f" and {others} {'others' if others > 1 else 'other'}" if others else "")
 
 
 _COLUMNS = ("IMAGE", "DRIVER", "CACHE", "BLOCK", "BUSY", "READS", "WRITES", "MERGED", "ERRS")

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 from . import background, checks, fusermount, logs, mounttable
 from .config import CacheMode, MountConfig
 from .errors import AiofsError, BadInput, reason
-from .select import Choice, choose
 
 if TYPE_CHECKING:
+    from .choice import Drivers
     from .server import Mounted
     from .source import Source
 
@@ -53,8 +53,7 @@ def _serve(config: MountConfig, on_ready: Callable[[], None]) -> int:
     # Until the server can handle them, from before there is a mount that they could leave behind.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
     _raise_descriptor_limit()
-    choice = _choose(config)
-    source = _open_source(config)
+    source, said = _open_source(config)
     limit_s = checks.request_timeout_s()
     if limit_s:
         log.warning(
@@ -63,7 +62,8 @@ def _serve(config: MountConfig, on_ready: Callable[[], None]) -> int:
             limit_s,
         )
     try:
-        failures = _serve_mounted(_mount(config, choice, source), on_ready)
+        drivers = _choose_drivers(config, source)
+        failures = _serve_mounted(_mount(config, drivers, source, said), on_ready)
     finally:
         source.close()
     for failure in failures:
@@ -79,13 +79,15 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _choose(config: MountConfig) -> Choice:
-    from .dataplane import drivers
+def _choose_drivers(config: MountConfig, source: Source) -> Drivers:
+    from .choice import Drivers
+    from .evidence import Machine
 
-    return choose(config.aio, drivers())
+    return Drivers(config.aio, source, Machine.look())
 
 
-def _open_source(config: MountConfig) -> Source:
+def _open_source(config: MountConfig) -> tuple[Source, frozenset[str]]:
+    """The source, and what has been warned of that is as true of its images."""
     from .source import Source
 
     try:
@@ -93,7 +95,7 @@ def _open_source(config: MountConfig) -> Source:
     except OSError as error:
         raise BadInput(f"cannot open source {config.source}: {reason(error)}") from error
     try:
-        _check_cache(config, source)
+        said = _check_cache(config, source)
         _check_lock(config, source)
     except OSError as error:
         source.close()
@@ -101,23 +103,25 @@ def _open_source(config: MountConfig) -> Source:
     except BadInput:
         source.close()
         raise
-    return source
+    return source, said
 
 
-def _check_cache(config: MountConfig, source: Source) -> None:
+def _check_cache(config: MountConfig, source: Source) -> frozenset[str]:
     """O_DIRECT by name works or is refused; O_DIRECT by default gives way, and says so."""
     from .directio import DirectUnsupported, check_direct
 
     if config.cache is CacheMode.UNSAFE:
         log.warning("cache mode unsafe: fsync is ignored; a crash or power failure loses or corrupts images")
     if config.cache is not None and not config.cache.direct:
-        return
+        return frozenset()
     try:
         check_direct(source)
     except DirectUnsupported as error:
         if config.cache is not None:
             raise BadInput(str(error)) from None
         log.warning("no O_DIRECT for %s: %s; using --cache writeback", config.source, error.__cause__)
+        return frozenset({str(error.__cause__)})
+    return frozenset()
 
 
 def _check_lock(config: MountConfig, source: Source) -> None:
@@ -140,7 +144,7 @@ def _check_lock(config: MountConfig, source: Source) -> None:
         os.close(fd)
 
 
-def _mount(config: MountConfig, choice: Choice, source: Source) -> Mounted:
+def _mount(config: MountConfig, drivers: Drivers, source: Source, said: frozenset[str]) -> Mounted:
     from .server import Mounted
 
     options = fusermount.mount_options(
@@ -151,7 +155,7 @@ def _mount(config: MountConfig, choice: Choice, source: Source) -> Mounted:
     if mount is None or not mount.is_aiofs:
         os.close(fuse_fd)
         raise AiofsError(f"the mount on {config.mountpoint} vanished as soon as it was made")
-    return Mounted(config, choice, source, mount, fuse_fd)
+    return Mounted(config, drivers, source, mount, fuse_fd, said)
 
 
 def _serve_mounted(mounted: Mounted, on_ready: Callable[[], None]) -> list[str]:

@@ -31,8 +31,9 @@ import pyfuse3
 import trio
 
 from . import __version__, fusermount, holders, info, mounttable
+from .choice import Drivers
 from .commands import Commands
-from .config import MountConfig
+from .config import AUTO, MountConfig
 from .dataplane import DataPlane
 from .errors import AiofsError, reason
 from .fs import Operations
@@ -40,7 +41,6 @@ from .fusermount import Unmounting
 from .images import ImageInfo, ImageTable
 from .mounttable import Mount
 from .outcome import Outcome
-from .select import Choice
 from .source import Kind, Source
 
 log = logging.getLogger(__name__)
@@ -60,11 +60,13 @@ class Mounted:
     """What the steps before the server have made."""
 
     config: MountConfig
-    choice: Choice
+    drivers: Drivers
     source: Source
     mount: Mount
     fuse_fd: int
     """Given to the server, which closes it."""
+    said: frozenset[str]
+    """Warnings of the mount that its images need not repeat."""
 
 
 def forward_pair() -> tuple[socket.socket, socket.socket]:
@@ -83,7 +85,7 @@ class Server:
 
     def __init__(self, mounted: Mounted) -> None:
         self._config = mounted.config
-        self._choice = mounted.choice
+        self._drivers = mounted.drivers
         self._source = mounted.source
         self._mount = mounted.mount
         self._fuse_fd = mounted.fuse_fd
@@ -107,9 +109,10 @@ class Server:
         self._table = ImageTable(
             source=self._source,
             plane=Commands(self._plane, self._unanswering),
-            driver=self._choice.driver,
+            drivers=self._drivers,
             cache=self._config.cache,
             read_only=self._config.read_only,
+            said=mounted.said,
         )
 
     async def run(self, on_ready: Callable[[], None]) -> list[str]:
@@ -139,11 +142,16 @@ class Server:
     # -- the beginning --
 
     async def _open_driver(self) -> None:
+        """One that was named starts with the mount, so that its errors show; others with their images."""
+        asked = self._config.aio
+        if asked is None:
+            return
         try:
-            await self._plane.open_driver(self._choice.driver)
+            await self._plane.open_driver(asked)
         except OSError as error:
             raise AiofsError(
-                f"AIO driver {self._choice.driver} failed to start: {reason(error)}; try another with --aio"
+                f"AIO driver {asked} failed to start: {reason(error)}; "
+                f"try another one, or leave the choice to aiofs: --aio auto"
             ) from error
 
     async def _deliver_answers(self) -> None:
@@ -181,11 +189,10 @@ class Server:
             return  # unmounted meanwhile
         self._ready = True
         log.info(
-            "%s on %s: AIO driver %s (%s), cache %s",
+            "%s on %s: AIO driver %s, cache %s",
             self._source.describe(),
             self._config.mountpoint,
-            self._choice.driver,
-            self._choice.reason,
+            self._config.aio or AUTO,
             self._config.cache or "auto",
         )
         on_ready()
@@ -303,7 +310,6 @@ class Server:
         told: dict[str, Any] = info.build(
             version=__version__,
             config=self._config,
-            choice=self._choice,
             source_kind=self._source.kind.value,
             started=self._started,
             outcome_fd=self._outcome.fd,

@@ -14,9 +14,11 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import mounttable
+from . import mounttable, storage
 from .dataplane import system
 from .dataplane.system import FileStat
+from .mounttable import Mount
+from .storage import Storage
 
 DEVICE_BLOCK = 4096
 """The unit of a block device's statvfs in bytes."""
@@ -158,10 +160,19 @@ class Source:
         """The type of the backing file system as mount(8) names it; "the file system" when not known."""
         if self.kind is Kind.DEVICE:
             return "the block device"
+        mount = self._mount()
+        return mount.fstype if mount else "the file system"
+
+    def storage(self) -> Storage:
+        """The file system and the devices below it; for a block device that one."""
+        if self.kind is Kind.DEVICE:
+            return storage.of_block_device(os.fstat(self.device_fd).st_rdev)
+        return storage.of_filesystem(self._mount(), self.device)
+
+    def _mount(self) -> Mount | None:
         info = Path(f"/proc/self/fdinfo/{self.root_fd}").read_text().splitlines()
         mount_id = next((int(line.split()[1]) for line in info if line.startswith("mnt_id:")), -1)
-        names = (mount.fstype for mount in mounttable.mounts() if mount.mount_id == mount_id)
-        return next(names, "the file system")
+        return next((mount for mount in mounttable.mounts() if mount.mount_id == mount_id), None)
 
     def statvfs(self) -> os.statvfs_result:
         """statvfs(3) of the backing file system; a block device is a full one of its own size."""

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -37,10 +37,10 @@ def mounted(tmp_path: Path) -> Iterator[Callable[..., MountedFs]]:
     require_mounts()
     servers: list[MountedFs] = []
 
-    def mount(source: Path, *args: str, path: Path | None = None) -> MountedFs:
+    def mount(source: Path, *args: str, path: Path | None = None, under: Sequence[str] = ()) -> MountedFs:
         mountpoint = path or tmp_path / f"mnt{len(servers)}"
         mountpoint.mkdir(exist_ok=True)
-        server = MountedFs(source, mountpoint, *args)
+        server = MountedFs(source, mountpoint, *args, under=under)
         servers.append(server)
         server.allow("no O_DIRECT for .* using --cache writeback")  # where tests are on tmpfs
         server.wait_ready()

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def is_mounted(path: Path) -> bool:
 class MountedFs:
     """A foreground server in a process of its own, and its mountpoint."""
 
-    def __init__(self, source: Path, path: Path, *args: str) -> None:
+    def __init__(self, source: Path, path: Path, *args: str, under: Sequence[str] = ()) -> None:
+        """`under`: the words of a command that runs the server and ends with its status, such as strace."""
         self.source = source
         self.path = path
         """The mountpoint."""
@@ -79,7 +81,7 @@ class MountedFs:
         self._ready = threading.Event()
         self._answers = False
         self.process = subprocess.Popen(
-            [*AIOFS, "mount", str(source), str(path), "--foreground", *args],
+            [*under, *AIOFS, "mount", str(source), str(path), "--foreground", *args],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -90,7 +92,7 @@ class MountedFs:
 
     @property
     def pid(self) -> int:
-        """The server's."""
+        """The server's, or that of the command it runs under."""
         return self.process.pid
 
     def wait_ready(self) -> None:

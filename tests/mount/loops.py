@@ -7,6 +7,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
 TIMEOUT_S = 60
 TOOLS = ("losetup", "mount", "umount", "mkfs.ext4", "e2fsck")
 
@@ -66,11 +68,21 @@ class Loops:
 
     def ext4(self, name: str, size: int, *options: str) -> Path:
         """A new ext4 of `size` bytes on a loop device on a file of its own, mounted."""
-        image = self._directory / f"{name}.ext4"
+        return self.filesystem("ext4", name, size, "-F", *options)
+
+    def filesystem(self, kind: str, name: str, size: int, *options: str) -> Path:
+        """A new file system on a loop device on a file of its own, mounted; skips where mkfs is missing."""
+        if shutil.which(f"mkfs.{kind}") is None:
+            pytest.skip(f"mkfs.{kind} is not installed (apt-get install {kind}progs or {kind}-progs)")
+        image = self._directory / f"{name}.{kind}"
         with image.open("wb") as file:
             file.truncate(size)
-        run("mkfs.ext4", "-q", "-F", *options, image)
+        run(f"mkfs.{kind}", "-q", *options, image)
         return self.mount(self.attach(image), name)
+
+    def virtual(self, kind: str, name: str, options: str) -> Path:
+        """A file system without a device (tmpfs, overlay), mounted on a new directory."""
+        return self.mount(Path(kind), name, "-t", kind, "-o", options)
 
     def clean_up(self) -> list[str]:
         """Undo what is left, the newest first; what could not be undone."""

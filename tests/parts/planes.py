@@ -13,8 +13,10 @@ import pytest
 import trio
 from pyfuse3 import ROOT_INODE, EntryAttributes, FUSEError
 
+from aiofs.choice import Drivers
 from aiofs.config import CacheMode
 from aiofs.dataplane import ImageSpec
+from aiofs.evidence import Machine
 from aiofs.fs import Operations
 from aiofs.images import ImageTable
 from aiofs.nodes import ROOT, Node
@@ -35,6 +37,10 @@ class FakePlane:
         """When set, unregister waits for it, as for requests in flight."""
         self.refuse = 0
         """When set, register fails with this errno."""
+        self.drivers: list[str] = []
+        """Those that were opened."""
+        self.refused_drivers: set[str] = set()
+        """open_driver says EAGAIN of these."""
 
     async def register(self, node: int, spec: ImageSpec) -> int:
         await trio.lowlevel.checkpoint()
@@ -55,6 +61,12 @@ class FakePlane:
         os.fstat(self.images.pop(node).fd)
         return self.fsync_error
 
+    async def open_driver(self, driver: str) -> None:
+        await trio.lowlevel.checkpoint()
+        if driver in self.refused_drivers:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        self.drivers.append(driver)
+
     async def truncate(self, node: int, size: int) -> None:
         await trio.lowlevel.checkpoint()
         self.truncated.append((node, size))
@@ -62,11 +74,21 @@ class FakePlane:
 
 
 def make_table(
-    path: Path, plane: FakePlane, *, cache: CacheMode | None = None, read_only: bool = False
+    path: Path,
+    plane: FakePlane,
+    *,
+    cache: CacheMode | None = None,
+    read_only: bool = False,
+    aio: str | None = "sync",
 ) -> ImageTable:
-    """An image table on `path`; close its `source`."""
+    """An image table on `path`; close its `source`. `aio`: None decides for each image."""
+    source = Source.open(path, read_only)
     return ImageTable(
-        source=Source.open(path, read_only), plane=plane, driver="sync", cache=cache, read_only=read_only
+        source=source,
+        plane=plane,
+        drivers=Drivers(aio, source, Machine.look()),
+        cache=cache,
+        read_only=read_only,
     )
 
 

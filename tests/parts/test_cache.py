@@ -101,7 +101,7 @@ def test_blocks_larger_than_a_page_are_refused(monkeypatch: pytest.MonkeyPatch) 
     huge = system.Statx(0, dio_known=True, dio_mem_align=512, dio_offset_align=16384)
     monkeypatch.setattr(system, "statx", lambda _: huge)
     with pytest.raises(DirectRefused, match="16384 bytes"):
-        directio.block_size(0, "zonefs")
+        directio.alignment(0, "zonefs")
 
 
 def test_the_block_size_is_found_by_trial_where_the_kernel_does_not_say(
@@ -117,7 +117,7 @@ def test_the_block_size_is_found_by_trial_where_the_kernel_does_not_say(
 
     monkeypatch.setattr(os, "preadv", preadv)
     with (images / "a.img").open("rb") as file:
-        assert directio.block_size(file.fileno(), "ext4") == 2048
+        assert directio.alignment(file.fileno(), "ext4") == directio.Alignment(2048, "trial reads")
 
 
 # -- the kernel's cached pages --

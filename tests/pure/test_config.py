@@ -1,8 +1,7 @@
-"""config.py and select.py: words become a checked configuration, or a sentence that lists the right ones."""
+"""config.py: words become a checked configuration, or a sentence that lists the right ones."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ import pytest
 from aiofs import config
 from aiofs.config import CacheMode, MountConfig, make_config, parse_options
 from aiofs.errors import BadInput
-from aiofs.select import PREFERENCE, choose
 
 SOURCE, MOUNTPOINT = Path("/images"), Path("/mnt/vdisk")
 
@@ -115,58 +113,3 @@ def test_the_names_and_limits_are_those_of_the_data_plane() -> None:
     dataplane = pytest.importorskip("aiofs.dataplane")
     assert set(config.DRIVERS) == set(dataplane.driver_names())
     assert config.MAX_QUEUE_DEPTH == dataplane.MAX_QUEUE_DEPTH
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A probe's verdict, made up."""
-
-    name: str
-    works: bool
-    reason: str = ""
-
-
-WORKING = [Verdict(name, True) for name in config.DRIVERS]
-OLD_KERNEL = [
-    Verdict("io_uring", False, "kernel.io_uring_disabled is 2"),
-    Verdict("linux", False, "fs.aio-max-nr is used up"),
-    Verdict("threads", True),
-    Verdict("posix", True),
-    Verdict("sync", True),
-]
-
-
-def test_the_first_that_works_is_chosen() -> None:
-    """io_uring where it works."""
-    assert choose(None, WORKING).driver == "io_uring"
-
-
-def test_a_choice_says_why_the_better_ones_were_not_taken() -> None:
-    """The reason holds the probes' sentences."""
-    choice = choose(None, OLD_KERNEL)
-    assert choice.driver == "threads"
-    assert "kernel.io_uring_disabled is 2" in choice.reason
-    assert "fs.aio-max-nr is used up" in choice.reason
-
-
-def test_posix_is_never_chosen_by_itself() -> None:
-    """It is there for comparison."""
-    assert "posix" not in PREFERENCE
-    assert choose(None, [Verdict("posix", True), Verdict("sync", True)]).driver == "sync"
-
-
-def test_the_driver_asked_for_is_taken() -> None:
-    """Also posix, also when a better one works."""
-    assert choose("posix", WORKING).driver == "posix"
-
-
-def test_a_driver_that_does_not_work_is_refused_with_its_reason() -> None:
-    """Never another one silently; the message lists those that work."""
-    with pytest.raises(BadInput, match=r"io_uring does not work.*io_uring_disabled.*threads posix sync"):
-        choose("io_uring", OLD_KERNEL)
-
-
-def test_a_machine_where_nothing_works_is_told_so() -> None:
-    """No driver at all is bad input with the reasons, not a crash."""
-    with pytest.raises(BadInput, match="no AIO driver works"):
-        choose(None, [Verdict("sync", False, "no preadv")])

@@ -12,7 +12,6 @@ import pytest
 from aiofs import info, mounttable
 from aiofs.config import MountConfig
 from aiofs.fusermount import mount_options
-from aiofs.select import Choice
 
 PLANE = {
     "requests": 1_234_567,
@@ -47,7 +46,6 @@ def built(**changes: Any) -> dict[str, Any]:
         **{
             "version": "0.1.0",
             "config": MountConfig(source=Path("/srv/images"), mountpoint=Path("/mnt/vdisk")),
-            "choice": Choice("io_uring", "first that works"),
             "source_kind": "directory",
             "started": 1000.0,
             "outcome_fd": 9,
@@ -114,7 +112,7 @@ def test_the_description_says_what_matters() -> None:
     """Driver and why, cache, protocol, counters, the image."""
     text = info.describe(built(), now=1061.0)
     for part in (
-        "io_uring (first that works)",
+        "auto (decided for each image)",
         "up 1 min 1 s",
         "FUSE 7.45",
         "max write 1 MiB",
@@ -122,6 +120,20 @@ def test_the_description_says_what_matters() -> None:
         "a.img",
     ):
         assert part in text
+
+
+def test_images_with_the_same_tests_are_explained_together() -> None:
+    """One table for all images of a kind; those of a server without tests have none."""
+    test = {"driver": "", "name": "O_DIRECT", "looked_at": "-", "verdict": "yes", "reason": "512"}
+    other = test | {"reason": "4096"}
+    images = [
+        {"name": f"/srv/images/{name}.img", "driver": "io_uring", "driver_reason": "why", "tests": [tests]}
+        for name, tests in (("a", test), ("b", other), ("c", test), ("d", test))
+    ]
+    told = built(images=[*images, {"name": "e.img", "driver": "sync"}])
+    found = info.decisions(told)
+    assert [title for title, _ in found] == ["a.img and 2 others", "b.img"]
+    assert found[0][1] == {"driver": "io_uring", "reason": "why", "tests": [test]}
 
 
 def test_no_open_image_is_said() -> None:

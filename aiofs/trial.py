@@ -1,0 +1,75 @@
+"""Live probes of one image or file system, through the drivers themselves. Changes no image.
+
+Blocking: each takes about a millisecond, or as long as the device takes. Call them from a thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import resource
+import time
+
+from .dataplane import Io, Op, Queue
+from .select import Blocking
+
+READ_BYTES = 4096
+"""A whole block of every image that is served (directio.MAX_BLOCK_SIZE)."""
+
+BLOCKING_WRITES = 32
+BLOCKING_STRIDE = 64 * 1024
+"""Bytes between the writes of the blocking probe, so that each needs blocks of its own."""
+BLOCKING_LIMIT_S = 0.025
+"""The blocking probe ends early when the file system is this slow; what it has seen is enough."""
+
+
+def read(driver: str, fd: int) -> str:
+    """Read the beginning of `fd` through `driver`: "" when that works (an empty file too), else why not."""
+    try:
+        with mmap.mmap(-1, READ_BYTES) as page, Queue(driver, 1) as queue:
+            queue.attach(fd)
+            queue.submit([Io(id=1, op=Op.READ, fd=fd, buffer=page)])
+            result = queue.reap()[0].result
+    except OSError as error:
+        return f"a queue of {driver}: {os.strerror(error.errno or errno.EIO)}"
+    return "" if result >= 0 else f"reading it: {os.strerror(-result)}"
+
+
+def takes_nowait(fd: int) -> bool:
+    """Does the file take requests that must not wait (preadv2(2), RWF_NOWAIT)?
+
+    io_uring asks the same of a file; one that refuses has each of its requests done by a kernel worker.
+    """
+    with mmap.mmap(-1, READ_BYTES) as page:
+        try:
+            os.preadv(fd, [page], 0, os.RWF_NOWAIT)
+        except OSError as error:
+            return error.errno not in (errno.EOPNOTSUPP, errno.EINVAL)
+    return True
+
+
+def blocking(fd: int) -> Blocking:
+    """Submit direct writes that allocate blocks through `linux`, counting how often that made us wait.
+
+    `fd` is an empty temporary file opened with O_DIRECT. Waits are voluntary context switches of this
+    thread (getrusage(2), RUSAGE_THREAD), as Seastar counts them.
+    """
+    os.ftruncate(fd, BLOCKING_WRITES * BLOCKING_STRIDE)
+    waits = 0
+    submitted = 0
+    end = time.monotonic() + BLOCKING_LIMIT_S
+    with mmap.mmap(-1, READ_BYTES) as page, Queue("linux", BLOCKING_WRITES) as queue:
+        queue.attach(fd)
+        while submitted < BLOCKING_WRITES and (submitted == 0 or time.monotonic() < end):
+            io = Io(id=submitted, op=Op.WRITE, fd=fd, offset=submitted * BLOCKING_STRIDE, buffer=page)
+            before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+            queue.submit([io])
+            waits += resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before
+            submitted += 1
+        queue.flush()
+        failed = next((done.result for done in queue.reap() if done.result < 0), 0)
+    looked_at = f"{submitted} direct writes to a temporary file beside it"
+    if failed:
+        return Blocking(looked_at, None, f"writes to a temporary file failed ({os.strerror(-failed)})")
+    return Blocking(looked_at, waits / submitted)
