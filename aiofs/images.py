@@ -6,8 +6,8 @@ and closes it. All of this, and every change of size, runs under a lock of that 
 comes during the last release finds the image either open or closed. Everything else about names and
 attributes is in nodes.py and fs.py.
 
-What outlives a close: the errno of an fsync that failed (for the life of the mount), and the stamp that
-tells whether the kernel's cached pages are still right.
+What outlives a close: the errno of an fsync that failed (for the life of the mount), the stamp that tells
+whether the kernel's cached pages are still right, and the counters.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import trio
 
 from . import directio, locks
 from .choice import Drivers
 from .config import CacheMode
-from .dataplane import ImageSpec, system
+from .dataplane import ImageCounters, ImageSpec, system
 from .dataplane.system import FileStat
 from .directio import DirectRefused, DirectUnsupported, check_direct
 from .nodes import Node, NodeTable
 from .pagecache import Stamps
 from .select import Decision, Direct, Test
 from .source import Kind, Source
+from .tallies import Tallies
 
 __all__ = ["DirectUnsupported", "ImageTable", "OpenImage", "Source", "check_direct"]
 
@@ -79,7 +80,8 @@ class OpenImage:
     block_size: int = 1
     """Alignment of O_DIRECT in bytes; 1 when buffered."""
     slot: int = -1
-    """Its place in the data plane's counters."""
+    """Its place in the data plane's table."""
+    counters: ImageCounters = field(default_factory=ImageCounters)
     opens: int = 0
     write_locked: bool = False
 
@@ -94,6 +96,7 @@ class OpenImage:
             no_fsync=not self.cache.honours_fsync,
             block_device=self.block_device,
             sticky_error=sticky_error,
+            counters=self.counters,
         )
 
     def close(self) -> None:
@@ -118,6 +121,8 @@ class ImageInfo:
     """One open image, for the info file."""
 
     name: str
+    path: str
+    """Its name in the mount."""
     driver: str
     driver_reason: str
     tests: tuple[Test, ...]
@@ -130,6 +135,8 @@ class ImageInfo:
     size: int
     sticky_error: int
     """errno of an fsync that failed before this registration, or 0."""
+    counters: dict[str, Any]
+    """Since the mount began."""
 
 
 class ImageTable:
@@ -156,6 +163,7 @@ class ImageTable:
         self._turns: dict[int, _Turn] = {}
         self._sticky: dict[int, tuple[int, int]] = {}
         self._stamps = Stamps()
+        self._tallies = Tallies()
         self._said = set(said)
         self._filesystem = source.filesystem()
 
@@ -202,12 +210,18 @@ class ImageTable:
                 self._plane, image.name, image.fd, image.direct, self.read_only
             )
             sticky = self._sticky_error(node)
+            image.counters = self._tallies.take(node)
             image.slot = await self._plane.register(node.ino, image.spec(sticky))
         except BaseException:
-            image.close()
+            self._close(image)
             raise
         self._images[node.ino] = image
         return image
+
+    def _close(self, image: OpenImage) -> None:
+        """Close what is not registered (any more); its counters stay."""
+        self._tallies.give_back(image.node, image.name, self.nodes.path(image.node), image.counters)
+        image.close()
 
     async def _drop(self, image: OpenImage) -> None:
         image.opens -= 1
@@ -223,7 +237,7 @@ class ImageTable:
         # At the end `close_all` may have taken it meanwhile: then it is closed there.
         if self._images.get(image.node.ino) is image:
             del self._images[image.node.ino]
-            image.close()
+            self._close(image)
 
     async def _prepare_write(self, image: OpenImage) -> None:
         """An open for writing joins those there are."""
@@ -407,6 +421,7 @@ class ImageTable:
         return [
             ImageInfo(
                 name=image.name,
+                path=self.nodes.path(image.node),
                 driver=image.decision.driver,
                 driver_reason=image.decision.reason,
                 tests=image.decision.tests,
@@ -417,9 +432,21 @@ class ImageTable:
                 writable=image.write_locked,
                 size=self.stat(image.node).size,
                 sticky_error=self._sticky_error(image.node),
+                counters=image.counters.read(),
             )
             for image in self._images.values()
         ]
+
+    def closed(self) -> list[dict[str, Any]]:
+        """Images that were open earlier: name, path in the mount, counters; for the info file."""
+        told = []
+        for tally in self._tallies:
+            node = self.nodes.find(tally.ino)
+            name, path = tally.name, tally.path
+            if node is not None and node.generation == tally.generation:
+                name, path = self.nodes.display(node), self.nodes.path(node)
+            told.append({"name": name, "path": path, "counters": tally.counters.read()})
+        return told
 
     def _sticky_error(self, node: Node) -> int:
         generation, error = self._sticky.get(node.ino, (0, 0))

@@ -45,15 +45,20 @@ FIELDS: Mapping[str, str] = {
     "kernel": "release of the kernel",
     "fuse": "agreed with the kernel at INIT: protocol (the kernel's), max_write and max_readahead in "
     "bytes, max_pages, max_background",
+    "clock_s": "when the counters were read, in seconds of CLOCK_MONOTONIC: rates are differences by it",
     "plane": "counters of the data plane: requests read from the kernel; forwarded of them to the control "
-    "plane; refused as malformed; batches submitted, and batch_ios: [k] counts those of 2^k to "
-    "2^(k+1)-1 ios; sleeps, and looks: sleeps avoided by looking a little longer; in_flight now",
-    "images": "the open images, one entry each: its name, driver and driver_reason, the tests that led to "
-    "it (name, looked_at, verdict yes, no or noted, reason, and the driver that a test is about), "
-    "cache mode, block size and counters "
-    "(requests_*: by the kernel; ios_*: handed to the driver; merged: requests that joined another "
-    "one's io; bytes_*; errors: requests answered with an errno; waits: for an overlapping request; "
-    "unaligned: padded; retries; in_flight now; sticky_error: of a failed fsync)",
+    "plane; refused as malformed; batches submitted, ios in all of them, and batch_ios: [k] counts those "
+    "of 2^k to 2^(k+1)-1 ios; sleeps, and looks: sleeps avoided by looking a little longer; in_flight now",
+    "latency_limits_ns": "the longest latency of each bucket of the images' latencies, in ns; one bucket "
+    "more, inf, has no limit",
+    "images": "the open images, one entry each: its name, path in the mount, driver and driver_reason, the "
+    "tests that led to it (name, looked_at, verdict yes, no or noted, reason, and the driver that a test is "
+    "about), cache mode, block size and counters since the mount began, over all opens (requests_*: by the kernel; ios_*: handed to the "
+    "driver; batches: submits with at least one io of it; merged: requests that joined another one's io; "
+    "bytes_*; errors: requests answered with an errno; waits: for an overlapping request; unaligned: "
+    "padded; retries; in_flight now; sticky_error: of a failed fsync; latency: of answered requests, by "
+    "operation: sum_ns, and requests by the limit of their bucket in ns)",
+    "closed": "images that were open earlier, the last 1,024: name, path and counters",
 }
 """Every field of info.json. Fields are added, never renamed; a reader ignores those it does not know."""
 
@@ -91,7 +96,9 @@ def build(
     outcome_fd: int,
     exchange: tuple[bytes, bytes] | None,
     plane: Mapping[str, Any],
+    latency_limits_ns: Iterable[int],
     images: Iterable[Mapping[str, Any]],
+    closed: Iterable[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The content of info.json; runs in the server."""
     return {
@@ -111,8 +118,11 @@ def build(
         "read_only": config.read_only,
         "kernel": platform.release(),
         "fuse": agreed(exchange),
+        "clock_s": time.monotonic(),
         "plane": dict(plane),
+        "latency_limits_ns": list(latency_limits_ns),
         "images": [dict(image) for image in images],
+        "closed": [dict(image) for image in closed],
     }
 
 

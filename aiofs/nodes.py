@@ -28,6 +28,9 @@ ROOT = 1
 FIRST_VIRTUAL = 2**64 - 2**32
 """Node ids and file handles from here on are no backing files: the info directory and its files."""
 
+DELETED = "(deleted)"
+"""What an image is called that was removed while it was open."""
+
 _MAX_LINKS = 64
 """Names kept of one file; more hard links than that are served too, through the names kept."""
 
@@ -177,6 +180,15 @@ class NodeTable:
             return self.source.display(self.path_of(node.parent, node.name))
         except OSError:
             return self.source.display(node.name)
+
+    def path(self, node: Node) -> str:
+        """Where the node is in the mount: `guests/a.img`, or DELETED when it has no name left."""
+        if not node.name:
+            return DELETED
+        try:
+            return os.fsdecode(self.path_of(node.parent, node.name))
+        except OSError:
+            return os.fsdecode(node.name)
 
     @contextmanager
     def directory(self, ino: int, flags: int = os.O_PATH) -> Iterator[int]:

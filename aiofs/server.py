@@ -15,7 +15,6 @@ itself. Threads do it.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
@@ -34,11 +33,11 @@ from . import __version__, fusermount, holders, info, mounttable
 from .choice import Drivers
 from .commands import Commands
 from .config import AUTO, MountConfig
-from .dataplane import DataPlane
+from .dataplane import LATENCY_LIMITS_NS, DataPlane
 from .errors import AiofsError, reason
 from .fs import Operations
 from .fusermount import Unmounting
-from .images import ImageInfo, ImageTable
+from .images import ImageTable
 from .mounttable import Mount
 from .outcome import Outcome
 from .source import Kind, Source
@@ -315,9 +314,8 @@ class Server:
             outcome_fd=self._outcome.fd,
             exchange=self._plane.init_exchange(),
             plane=self._plane.counters(),
-            images=[self._describe_image(image) for image in self._table.info()],
+            latency_limits_ns=LATENCY_LIMITS_NS,
+            images=map(vars, self._table.info()),
+            closed=self._table.closed(),
         )
         return json.dumps(told, indent=1).encode() + b"\n"
-
-    def _describe_image(self, image: ImageInfo) -> dict[str, Any]:
-        return {**dataclasses.asdict(image), "counters": self._plane.image_counters(image.slot)}

@@ -3,6 +3,7 @@
 Everything the rest of aiofs may use is here; nothing else imports the extension.
 """
 
+from .counters import LATENCY_LIMITS_NS, OPERATIONS, ImageCounters
 from .plane import (
     MAX_QUEUE_DEPTH,
     MAX_REQUEST_BYTES,
@@ -15,11 +16,14 @@ from .plane import (
 from .queue import Completion, Io, Op, Queue
 
 __all__ = [
+    "LATENCY_LIMITS_NS",
     "MAX_QUEUE_DEPTH",
     "MAX_REQUEST_BYTES",
+    "OPERATIONS",
     "Completion",
     "DataPlane",
     "DriverStatus",
+    "ImageCounters",
     "ImageSpec",
     "Io",
     "Op",

@@ -69,9 +69,34 @@ enum {
     AIOFS_IMAGE_BLOCKDEV = 4  /* a block device: it cannot grow */
 };
 
+/* Requests by how long they took, from the drain that read them until the result of their last io was taken up
+ * (README.md says how far that is exact). histogram.h has the buckets, aiofs_latency_limit their limits. */
+enum { AIOFS_LATENCY_BUCKETS = 106 };
+typedef struct {
+    uint64_t sum_ns;
+    uint64_t buckets[AIOFS_LATENCY_BUCKETS]; /* requests; their sum is the number of all */
+} aiofs_latency;
+
+/* Counters are written by the data plane's thread only, with plain stores, and read by others at any time;
+ * each value is current or a moment old. */
+typedef struct {
+    uint64_t requests_read, requests_write, requests_fsync, requests_truncate;
+    uint64_t ios_read, ios_write, ios_fsync;
+    uint64_t batches;       /* submits that carried at least one io of the image */
+    uint64_t merged;        /* requests that joined another one's io */
+    uint64_t bytes_read, bytes_written;
+    uint64_t errors;        /* requests answered with an errno */
+    uint64_t waits;         /* requests that waited for an overlapping one */
+    uint64_t unaligned;     /* requests that had to be padded */
+    uint64_t retries;       /* ios done again: split, short, EINTR, EAGAIN */
+    uint64_t in_flight;     /* requests in work now */
+    int64_t sticky_error;   /* -errno of a failed fsync, or 0 */
+    aiofs_latency latency[3]; /* answered requests: read, write, fsync */
+} aiofs_image_counters;
+
 /* Commands on control_fd, answered one by one, in any order, by aiofs_answer with the same id. */
 enum {
-    AIOFS_REGISTER = 1,   /* serve `node` from now on: fd, tail_fd, driver, flags, block_size, error */
+    AIOFS_REGISTER = 1,   /* serve `node` from now on: fd, tail_fd, driver, flags, block_size, error, counters */
     AIOFS_UNREGISTER = 2, /* stop serving it; answered when nothing of it is in flight any more */
     AIOFS_TRUNCATE = 3,   /* wait for all before it, set the size to `size` bytes, then let later ones go */
     AIOFS_OPEN_DRIVER = 4 /* make driver's queue ready, so that its errors show at mount */
@@ -89,6 +114,9 @@ typedef struct {
     uint32_t block_size; /* bytes, a power of two, 1 for buffered images */
     int32_t error;       /* a sticky fsync error (-errno) from an earlier registration, or 0 */
     uint32_t pad;
+    /* Python's memory, counted up from what is in it until UNREGISTER is answered or aiofs_run has returned:
+     * so the counters of an image go on when it is opened again. */
+    aiofs_image_counters *counters;
 } aiofs_command;
 
 typedef struct {
@@ -96,26 +124,12 @@ typedef struct {
     int64_t result; /* REGISTER: the image's slot; UNREGISTER: the sticky fsync error or 0; else 0; or -errno */
 } aiofs_answer;
 
-/* Counters are written by the data plane's thread only and read by others at any time; each value is
- * current or a moment old. */
-typedef struct {
-    uint64_t requests_read, requests_write, requests_fsync, requests_truncate;
-    uint64_t ios_read, ios_write, ios_fsync;
-    uint64_t merged;        /* requests that joined another one's io */
-    uint64_t bytes_read, bytes_written;
-    uint64_t errors;        /* requests answered with an errno */
-    uint64_t waits;         /* requests that waited for an overlapping one */
-    uint64_t unaligned;     /* requests that had to be padded */
-    uint64_t retries;       /* ios done again: split, short, EINTR, EAGAIN */
-    uint64_t in_flight;     /* requests in work now */
-    int64_t sticky_error;   /* -errno of a failed fsync, or 0 */
-} aiofs_image_counters;
-
 typedef struct {
     uint64_t requests;      /* messages read from the kernel */
     uint64_t forwarded;     /* of them passed to the control plane */
     uint64_t refused;       /* malformed messages */
     uint64_t batches;       /* submits that carried at least one io */
+    uint64_t ios;           /* of all batches */
     uint64_t batch_ios[13]; /* batches by ios: [k] holds 2^k .. 2^(k+1)-1 */
     uint64_t sleeps;        /* waits in which the thread slept */
     uint64_t looks;         /* sleeps that were avoided by looking a little longer */
@@ -133,8 +147,8 @@ int32_t aiofs_stop(aiofs_plane *plane);
 void aiofs_close(aiofs_plane *plane);
 
 const aiofs_plane_counters *aiofs_counters(aiofs_plane *plane);
-/* Valid while the image that got this slot is registered. NULL for a slot out of range. */
-const aiofs_image_counters *aiofs_counters_of(aiofs_plane *plane, int64_t slot);
+/* The longest duration of a bucket in ns; UINT64_MAX for the last one. */
+uint64_t aiofs_latency_limit(uint32_t bucket);
 /* The kernel's INIT request and the answer it got, for a successor; bytes copied, or -ENODATA, -ERANGE. */
 int32_t aiofs_init_exchange(aiofs_plane *plane, int32_t reply, void *buffer, uint32_t size);
 
@@ -162,7 +176,7 @@ int32_t aiofs_fault_add(const aiofs_fault_rule *rule);
 int32_t aiofs_fault_log(aiofs_fault_entry *out, uint32_t max); /* what was submitted so far, in order */
 int64_t aiofs_fault_overlaps(void); /* ios submitted while one that they overlap was in flight */
 
-/* ---- merge.h and protocol.h, for tests (testing.c) ---- */
+/* ---- merge.h, protocol.h and histogram.h, for tests (testing.c) ---- */
 
 typedef struct {
     uint64_t stream;
@@ -182,6 +196,7 @@ typedef struct {
     uint32_t pad;
 } aiofs_message;
 int32_t aiofs_parse(const void *data, uint32_t size, aiofs_message *out);
+uint32_t aiofs_latency_bucket(uint64_t ns);
 
 /* ---- system calls that Python lacks ---- */
 

@@ -162,15 +162,18 @@ static struct io *join(struct aiofs_plane *plane, int32_t head)
     }
     first->io.iov = first->segments;
     first->io.iovcnt = count;
-    first->image->counters.merged += (uint64_t)count - 1;
+    first->image->counters->merged += (uint64_t)count - 1;
     return &first->io;
 }
 
-static void count_io(struct image *image, enum io_op op)
+/* One io, of the batch with this number. */
+static void count_io(struct image *image, enum io_op op, uint64_t batch)
 {
-    image->counters.ios_read += op == IO_READ;
-    image->counters.ios_write += op == IO_WRITE;
-    image->counters.ios_fsync += op == IO_FSYNC;
+    image->counters->batches += image->last_batch != batch;
+    image->last_batch = batch;
+    image->counters->ios_read += op == IO_READ;
+    image->counters->ios_write += op == IO_WRITE;
+    image->counters->ios_fsync += op == IO_FSYNC;
 }
 
 static void count_batch(struct aiofs_plane *plane, int ios)
@@ -178,6 +181,7 @@ static void count_batch(struct aiofs_plane *plane, int ios)
     int bucket = 31 - __builtin_clz((unsigned)ios);
 
     plane->counters.batches++;
+    plane->counters.ios += (uint64_t)ios;
     plane->counters.batch_ios[bucket > 12 ? 12 : bucket]++;
 }
 
@@ -200,7 +204,7 @@ static void submit_run(struct aiofs_plane *plane, struct queue *queue, struct io
     for (int i = 0; i < n; i++) {
         struct request *r = request_of(ios[i]);
 
-        count_io(r->image, r->io.op);
+        count_io(r->image, r->io.op, plane->counters.batches + 1);
         if (wants_thread(r)) {
             int accepted = queue_submit_blocking(queue, ios[i]);
             assert(accepted == 0);

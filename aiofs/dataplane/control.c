@@ -78,7 +78,7 @@ static int64_t do_register(struct aiofs_plane *plane, const aiofs_command *comma
 
     if (!is_block_size(command->block_size, command->flags) || command->fd < 0 || command->error > 0)
         return -EINVAL;
-    if (command->flags & AIOFS_IMAGE_DIRECT && command->tail_fd < 0)
+    if ((command->flags & AIOFS_IMAGE_DIRECT && command->tail_fd < 0) || !command->counters)
         return -EINVAL;
     error = queue_of(plane, command->driver, &queue);
     if (error)
@@ -98,7 +98,9 @@ static int64_t do_register(struct aiofs_plane *plane, const aiofs_command *comma
     image->block_size = command->block_size;
     image->queue = queue;
     image->sticky_error = command->error;
-    image->counters.sticky_error = command->error;
+    image->counters = command->counters;
+    image->counters->sticky_error = command->error;
+    image->counters->in_flight = 0;
     return image_slot(&plane->images, image);
 }
 

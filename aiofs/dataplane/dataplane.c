@@ -14,9 +14,10 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
+#include "histogram.h"
 #include "plane.h"
 
 /* ---- open and close ---- */
@@ -206,6 +207,8 @@ static int drain(struct aiofs_plane *plane)
             request_put(&plane->pool, r);
             break;
         }
+        if (n == 0) /* one look at the clock for the whole drain: README.md has what it costs and loses */
+            plane->now_ns = clock_ns();
         starts += !route(plane, r, size);
         n++;
     }
@@ -233,14 +236,6 @@ static int work(struct aiofs_plane *plane)
     return done;
 }
 
-static int64_t now_ns(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
 /* Look for work a little longer instead of sleeping: to sleep and be woken costs 5-50 us, and at queue
  * depth 32 that is most of a request's round trip. Only while sleeps have been shorter than the look
  * would be, so an idle mount never looks. Returns 1 when work was found (and done). */
@@ -256,7 +251,7 @@ static int look(struct aiofs_plane *plane, int64_t start)
             plane->counters.looks++;
             return 1;
         }
-    } while (now_ns() - start < limit);
+    } while (clock_ns() - start < limit);
     return 0;
 }
 
@@ -287,7 +282,7 @@ static void note_events(struct aiofs_plane *plane, const struct epoll_event *eve
 static void wait_for_work(struct aiofs_plane *plane)
 {
     int64_t limit = (int64_t)plane->config.look_us * 1000;
-    int64_t start = limit ? now_ns() : 0;
+    int64_t start = limit ? clock_ns() : 0;
     int64_t slept;
 
     if (!limit || !look(plane, start)) {
@@ -299,7 +294,7 @@ static void wait_for_work(struct aiofs_plane *plane)
     }
     if (!limit)
         return;
-    slept = now_ns() - start;
+    slept = clock_ns() - start;
     if (slept > 4 * limit) /* so that a few short sleeps after a long one are enough to look again */
         slept = 4 * limit;
     plane->sleep_ns += (slept - plane->sleep_ns) / 8;
@@ -341,11 +336,9 @@ const aiofs_plane_counters *aiofs_counters(aiofs_plane *plane)
     return &plane->counters;
 }
 
-const aiofs_image_counters *aiofs_counters_of(aiofs_plane *plane, int64_t slot)
+uint64_t aiofs_latency_limit(uint32_t bucket)
 {
-    if (slot < 0 || slot >= plane->config.max_images)
-        return NULL;
-    return &plane->images.images[slot].counters;
+    return histogram_limit(bucket);
 }
 
 int32_t aiofs_init_exchange(aiofs_plane *plane, int32_t reply, void *buffer, uint32_t size)

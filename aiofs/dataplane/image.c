@@ -166,7 +166,7 @@ static void count_active(struct image *image, const struct request *r, unsigned 
     image->active += by;
     image->active_writes += r->kind == REQUEST_WRITE ? by : 0;
     image->active_resizes += r->kind == REQUEST_TRUNCATE ? by : 0;
-    image->counters.in_flight = image->active;
+    image->counters->in_flight = image->active;
 }
 
 int image_enter(struct image *image, struct request *r)
@@ -185,7 +185,7 @@ int image_enter(struct image *image, struct request *r)
     count_active(image, r, 1);
     if (block_or_pass(image, r))
         return 1;
-    image->counters.waits++;
+    image->counters->waits++;
     return 0;
 }
 

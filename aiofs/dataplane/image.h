@@ -32,7 +32,8 @@ struct image {
     uint64_t epoch;          /* counts FSYNCs and resizes: nothing is merged across one */
     int64_t sticky_error;    /* -errno of a failed fsync, for the life of the mount */
     uint64_t unregister_id;  /* the command to answer when the last request is done; 0: none */
-    aiofs_image_counters counters;
+    aiofs_image_counters *counters; /* the control plane's memory */
+    uint64_t last_batch;     /* of the plane's batches, the last that carried an io of it */
 };
 
 struct image_table {

@@ -43,6 +43,7 @@ struct aiofs_plane {
     struct image_table images;
     struct queue *queues[QUEUES_MAX]; /* by index in the table of drivers; NULL: not opened yet */
     aiofs_plane_counters counters;
+    int64_t now_ns; /* when the drain, or the taking up of an io's result, began that is at work now */
 
     /* serve.c, batch.c */
     struct request *ready, **ready_end; /* to go out with the next batch, in order of arrival */

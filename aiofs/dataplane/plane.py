@@ -5,11 +5,13 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import trio
 
 from .binding import check, ffi, lib
+from .counters import ImageCounters, fields
 
 MAX_QUEUE_DEPTH = 4096
 MAX_REQUEST_BYTES = 1 << 20
@@ -31,6 +33,8 @@ class ImageSpec:
     block_device: bool = False
     sticky_error: int = 0
     """errno of an fsync that failed earlier in the life of this mount, or 0."""
+    counters: ImageCounters = field(default_factory=ImageCounters)
+    """Counted up from what is in them."""
 
 
 class DataPlane:
@@ -69,6 +73,8 @@ class DataPlane:
         self._plane = out[0]
         self._next_id = 1
         self._answers: dict[int, trio.MemorySendChannel[int]] = {}
+        self._lent: dict[int, ImageCounters] = {}
+        """By node: memory that the loop writes, kept until it is known to have stopped doing so."""
         self._thread: threading.Thread | None = None
         self.result: int | None = None
         """What the loop returned: 0 unmounted, 1 stopped, -errno; None while it runs."""
@@ -106,30 +112,36 @@ class DataPlane:
     # -- commands --
 
     async def register(self, node: int, spec: ImageSpec) -> int:
-        """Serve `node` from now on; returns its slot (for `image_counters`). OSError says why not."""
+        """Serve `node` from now on; returns its slot in the table of images. OSError says why not."""
         flags = (
             (lib.AIOFS_IMAGE_DIRECT if spec.direct else 0)
             | (lib.AIOFS_IMAGE_NO_FSYNC if spec.no_fsync else 0)
             | (lib.AIOFS_IMAGE_BLOCKDEV if spec.block_device else 0)
         )
-        return check(
-            await self._command(
-                verb=lib.AIOFS_REGISTER,
-                node=node,
-                fd=spec.fd,
-                tail_fd=spec.tail_fd,
-                driver=driver_index(spec.driver),
-                flags=flags,
-                block_size=spec.block_size,
-                error=-spec.sticky_error,
-            ),
-            f"register an image with driver {spec.driver}",
+        before = self._lent.get(node)
+        self._lent[node] = spec.counters
+        result = await self._command(
+            verb=lib.AIOFS_REGISTER,
+            node=node,
+            fd=spec.fd,
+            tail_fd=spec.tail_fd,
+            driver=driver_index(spec.driver),
+            flags=flags,
+            block_size=spec.block_size,
+            error=-spec.sticky_error,
+            counters=spec.counters.memory,
         )
+        if result < 0:
+            self._lent.pop(node)
+            if before is not None:
+                self._lent[node] = before  # it is registered already
+        return check(result, f"register an image with driver {spec.driver}")
 
     async def unregister(self, node: int) -> int:
         """Stop serving `node`; returns when nothing of it is in flight: the sticky fsync errno, or 0."""
-        result = await self._command(verb=lib.AIOFS_UNREGISTER, node=node)
-        return check(result, "unregister an image")
+        result = check(await self._command(verb=lib.AIOFS_UNREGISTER, node=node), "unregister an image")
+        self._lent.pop(node, None)
+        return result
 
     async def truncate(self, node: int, size: int) -> None:
         """Set the size of a registered image, after all requests before and before all after it."""
@@ -140,10 +152,10 @@ class DataPlane:
         result = await self._command(verb=lib.AIOFS_OPEN_DRIVER, driver=driver_index(driver))
         check(result, f"open driver {driver}")
 
-    async def _command(self, **fields: int) -> int:
+    async def _command(self, **words: Any) -> int:
         ident = self._next_id
         self._next_id += 1
-        message = ffi.new("aiofs_command *", {"id": ident, **fields})
+        message = ffi.new("aiofs_command *", {"id": ident, **words})
         send, receive = trio.open_memory_channel[int](1)
         self._answers[ident] = send
         try:
@@ -179,13 +191,9 @@ class DataPlane:
 
     # -- counters --
 
-    def counters(self) -> dict[str, int | list[int]]:
+    def counters(self) -> dict[str, Any]:
         """aiofs_plane_counters as a dict (api.h says what each one counts)."""
-        return _fields(lib.aiofs_counters(self._plane), "aiofs_plane_counters")
-
-    def image_counters(self, slot: int) -> dict[str, int | list[int]]:
-        """aiofs_image_counters of a registered image as a dict."""
-        return _fields(lib.aiofs_counters_of(self._plane, slot), "aiofs_image_counters")
+        return fields(lib.aiofs_counters(self._plane), "aiofs_plane_counters")
 
     def init_exchange(self) -> tuple[bytes, bytes] | None:
         """The kernel's INIT request and the reply it got; None before the exchange is complete."""
@@ -197,14 +205,6 @@ class DataPlane:
                 return None
             parts.append(bytes(ffi.buffer(buffer, size)))
         return parts[0], parts[1]
-
-
-def _fields(struct: object, name: str) -> dict[str, int | list[int]]:
-    values: dict[str, int | list[int]] = {}
-    for field, _ in ffi.typeof(name).fields:
-        value = getattr(struct, field)
-        values[field] = value if isinstance(value, int) else list(value)
-    return values
 
 
 def driver_index(name: str) -> int:

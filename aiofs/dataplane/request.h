@@ -55,6 +55,7 @@ struct request {
     enum request_step step;
     uint32_t length; /* bytes asked for */
     int64_t offset;  /* bytes */
+    int64_t arrived_ns; /* the plane's now_ns at its drain */
     uint64_t unique; /* of the message; of the command for REQUEST_TRUNCATE */
     struct image *image;
 

@@ -15,6 +15,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "clock.h"
+#include "histogram.h"
 #include "plane.h"
 
 /* A buffered write dirties whole pages, so an unaligned WRITE locks whole pages. */
@@ -87,9 +89,18 @@ static void release(struct aiofs_plane *plane, struct request *r)
         control_unregistered(plane, image);
 }
 
+/* r is about to be answered. */
+static void count_latency(struct aiofs_plane *plane, struct image *image, const struct request *r)
+{
+    _Static_assert(REQUEST_READ == 0 && REQUEST_WRITE == 1 && REQUEST_FSYNC == 2, "the order of `latency`");
+    if (r->kind <= REQUEST_FSYNC)
+        histogram_add(&image->counters->latency[r->kind], plane->now_ns - r->arrived_ns);
+}
+
 void serve_fail(struct aiofs_plane *plane, struct request *r, int64_t error)
 {
-    r->image->counters.errors++;
+    r->image->counters->errors++;
+    count_latency(plane, r->image, r);
     if (r->kind == REQUEST_TRUNCATE)
         control_answer(plane, r->unique, error);
     else
@@ -103,7 +114,8 @@ static void answer_read(struct aiofs_plane *plane, struct request *r, int64_t by
     int64_t mine = bytes - r->pad;
 
     mine = mine < 0 ? 0 : mine > r->length ? r->length : mine;
-    r->image->counters.bytes_read += (uint64_t)mine;
+    r->image->counters->bytes_read += (uint64_t)mine;
+    count_latency(plane, r->image, r);
     send_answer(plane, r->unique, 0, r->payload + r->pad, (size_t)mine);
     release(plane, r);
 }
@@ -112,13 +124,15 @@ static void answer_write(struct aiofs_plane *plane, struct request *r)
 {
     struct fuse_write_out out = {.size = r->length};
 
-    r->image->counters.bytes_written += r->length;
+    r->image->counters->bytes_written += r->length;
+    count_latency(plane, r->image, r);
     send_answer(plane, r->unique, 0, &out, sizeof out);
     release(plane, r);
 }
 
 static void answer_done(struct aiofs_plane *plane, struct request *r)
 {
+    count_latency(plane, r->image, r);
     if (r->kind == REQUEST_TRUNCATE)
         control_answer(plane, r->unique, 0);
     else
@@ -139,7 +153,7 @@ static void admit(struct aiofs_plane *plane, struct request *r, struct image *im
     r->lock_start = r->offset;
     r->lock_end = r->offset + r->length;
     if (r->kind <= REQUEST_WRITE && !serve_is_aligned(r)) {
-        image->counters.unaligned++;
+        image->counters->unaligned++;
         if (r->kind == REQUEST_WRITE) {
             r->lock_start = round_down(r->lock_start, LOCK_GRANULE);
             r->lock_end = r->lock_end > INT64_MAX - LOCK_GRANULE ? INT64_MAX : round_up(r->lock_end, LOCK_GRANULE);
@@ -151,22 +165,22 @@ static void admit(struct aiofs_plane *plane, struct request *r, struct image *im
 }
 
 /* Answer what needs no I/O. Returns 1 when r is done with. */
-static int answer_at_once(struct aiofs_plane *plane, struct request *r, const struct image *image)
+static int answer_at_once(struct aiofs_plane *plane, struct request *r, struct image *image)
 {
     struct fuse_write_out nothing = {.size = 0};
+    int needs_io = r->kind == REQUEST_FSYNC ? !(image->flags & AIOFS_IMAGE_NO_FSYNC) : r->length > 0;
+    int error = image->unregister_id ? -EBADF : 0;
 
-    if (image->unregister_id)
-        serve_refuse(plane, r->unique, -EBADF);
-    else if (r->kind == REQUEST_FSYNC && image->sticky_error)
-        serve_refuse(plane, r->unique, (int)image->sticky_error);
-    else if (r->kind == REQUEST_FSYNC && image->flags & AIOFS_IMAGE_NO_FSYNC)
-        serve_refuse(plane, r->unique, 0);
-    else if (r->kind == REQUEST_READ && r->length == 0)
-        serve_refuse(plane, r->unique, 0);
-    else if (r->kind == REQUEST_WRITE && r->length == 0)
+    if (r->kind == REQUEST_FSYNC && !error)
+        error = (int)image->sticky_error;
+    if (needs_io && !error)
+        return 0;
+    image->counters->errors += error < 0;
+    count_latency(plane, image, r);
+    if (r->kind == REQUEST_WRITE && !error)
         send_answer(plane, r->unique, 0, &nothing, sizeof nothing);
     else
-        return 0;
+        serve_refuse(plane, r->unique, error);
     request_put(&plane->pool, r);
     return 1;
 }
@@ -178,12 +192,13 @@ void serve_message(struct aiofs_plane *plane, struct request *r, const struct me
     r->kind = message->kind == MESSAGE_READ    ? REQUEST_READ
               : message->kind == MESSAGE_WRITE ? REQUEST_WRITE
                                                : REQUEST_FSYNC;
+    r->arrived_ns = plane->now_ns;
     r->unique = message->unique;
     r->offset = message->offset;
     r->length = message->length;
-    image->counters.requests_read += r->kind == REQUEST_READ;
-    image->counters.requests_write += r->kind == REQUEST_WRITE;
-    image->counters.requests_fsync += r->kind == REQUEST_FSYNC;
+    image->counters->requests_read += r->kind == REQUEST_READ;
+    image->counters->requests_write += r->kind == REQUEST_WRITE;
+    image->counters->requests_fsync += r->kind == REQUEST_FSYNC;
     if (!answer_at_once(plane, r, image))
         admit(plane, r, image);
 }
@@ -195,7 +210,7 @@ void serve_truncate(struct aiofs_plane *plane, struct request *r, struct image *
     r->unique = command;
     r->offset = size;
     r->length = 0;
-    image->counters.requests_truncate++;
+    image->counters->requests_truncate++;
     admit(plane, r, image);
 }
 
@@ -203,7 +218,7 @@ void serve_truncate(struct aiofs_plane *plane, struct request *r, struct image *
 
 static void again(struct aiofs_plane *plane, struct request *r)
 {
-    r->image->counters.retries++;
+    r->image->counters->retries++;
     r->alone = 1;
     serve_ready(plane, r);
 }
@@ -294,7 +309,7 @@ static void finish_fsync(struct aiofs_plane *plane, struct request *r, int64_t r
      * says nothing about the lost pages. So the first error stays. */
     if (result < 0 && !image->sticky_error) {
         image->sticky_error = result;
-        image->counters.sticky_error = result;
+        image->counters->sticky_error = result;
     }
     if (image->sticky_error)
         serve_fail(plane, r, image->sticky_error);
@@ -364,6 +379,7 @@ int serve_reap(struct aiofs_plane *plane)
             struct request *r = (struct request *)finished[k];
 
             assert(r->state == REQUEST_RUNNING);
+            plane->now_ns = clock_ns(); /* an io, not a reap: one merged of many takes long to answer */
             if (r->merged)
                 finish_merged(plane, r, r->io.result);
             else

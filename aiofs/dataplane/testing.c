@@ -1,9 +1,10 @@
-/* testing.c -- the pure rooms (merge, protocol) made callable for the tests. No state of the plane. */
+/* testing.c -- the pure rooms (merge, protocol, histogram) made callable for the tests. No state of the plane. */
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
 
 #include "contract.h"
+#include "histogram.h"
 #include "merge.h"
 #include "protocol.h"
 
@@ -43,4 +44,9 @@ int32_t aiofs_parse(const void *data, uint32_t size, aiofs_message *out)
         .length = message.length,
     };
     return 0;
+}
+
+uint32_t aiofs_latency_bucket(uint64_t ns)
+{
+    return histogram_bucket(ns);
 }

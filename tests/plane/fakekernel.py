@@ -14,12 +14,12 @@ import struct
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import outcome
 import trio
 
-from aiofs.dataplane import DataPlane, ImageSpec
+from aiofs.dataplane import DataPlane, ImageCounters, ImageSpec
 from aiofs.dataplane.binding import ffi, lib
 
 T = TypeVar("T")
@@ -56,6 +56,7 @@ class FakeKernel:
         self.unique = 2
         self._replies: dict[int, tuple[int, bytes]] = {}
         self._registered: dict[int, list[int]] = {}
+        self._counters: dict[int, ImageCounters] = {}
         self.ended = False
         lib.aiofs_fault_reset()
         self.plane.start(on_exit=lambda: None)
@@ -98,6 +99,7 @@ class FakeKernel:
         sticky_error: int = 0,
         no_fsync: bool = False,
         flags: int = os.O_RDWR,
+        counters: ImageCounters | None = None,
     ) -> int:
         """Serve `path` as `node`; returns its slot."""
         fd = os.open(path, flags | (os.O_DIRECT if direct else 0))
@@ -111,7 +113,9 @@ class FakeKernel:
             block_size=block_size,
             no_fsync=no_fsync,
             sticky_error=sticky_error,
+            counters=counters or ImageCounters(),
         )
+        self._counters[node] = spec.counters
         return self.command(lambda: self.plane.register(node, spec))
 
     def unregister(self, node: int = 10) -> int:
@@ -120,6 +124,10 @@ class FakeKernel:
         for fd in self._registered.pop(node):
             os.close(fd)
         return result
+
+    def counters(self, node: int = 10) -> dict[str, Any]:
+        """What was counted of the image that is, or was last, registered as `node`."""
+        return self._counters[node].read()
 
     # -- requests, as the kernel sends them --
 

@@ -259,14 +259,14 @@ def test_one_that_waits_holds_back_those_that_overlap_it(kernel: FakeKernel, ima
 
 def test_adjacent_requests_become_one_io(kernel: FakeKernel, image: Path) -> None:
     """Requests that come together and touch end to end are one io, and each gets its own bytes."""
-    slot = kernel.register(image)
+    kernel.register(image)
     order = (3, 0, 1, 2)
     reads, ios = kernel.together(lambda: [kernel.send_read(i * K, K) for i in order])
     assert ios == [("read", 0, 4 * K)]
     data = image.read_bytes()
     for unique, i in zip(reads, order, strict=True):
         assert kernel.reply(unique) == (0, data[i * K : (i + 1) * K])
-    assert kernel.plane.image_counters(slot)["merged"] == 3
+    assert kernel.counters()["merged"] == 3
 
 
 def test_nothing_is_merged_across_an_fsync(kernel: FakeKernel, image: Path) -> None:

@@ -18,6 +18,7 @@ PLANE = {
     "forwarded": 12,
     "refused": 0,
     "batches": 4000,
+    "ios": 14_000,
     "batch_ios": [1000, 2000, 0, 1000, *[0] * 9],
     "sleeps": 1,
     "looks": 2,
@@ -51,6 +52,8 @@ def built(**changes: Any) -> dict[str, Any]:
             "outcome_fd": 9,
             "exchange": exchange(),
             "plane": PLANE,
+            "latency_limits_ns": [1000, 1250],
+            "closed": [],
             "images": [
                 {
                     "name": "a.img",
