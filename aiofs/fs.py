@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
@@ -29,7 +29,7 @@ from .dataplane import system
 from .dataplane.system import FileStat
 from .entries import entry_of, give_to_caller, path_to
 from .images import ImageTable
-from .infofile import InfoDirectory, is_virtual
+from .infofile import Content, InfoDirectory, is_virtual
 from .listings import Listings
 from .nodes import ROOT, Node
 from .source import Kind
@@ -95,16 +95,16 @@ class Operations(pyfuse3.Operations):
         self,
         *,
         table: ImageTable,
-        info: Callable[[], bytes],
+        files: Mapping[bytes, Content],
         invalidate_attributes: Callable[[int], None] = _invalidate_attributes,
     ) -> None:
-        """`info` makes the content of .aiofs/info.json; `invalidate_attributes` tells the kernel to ask
+        """`files` make what is in the directory .aiofs; `invalidate_attributes` tells the kernel to ask
         for a node's attributes again."""
         super().__init__()
         self._table = table
         self._nodes = table.nodes
         self._source = table.source
-        self._info = InfoDirectory(info)
+        self._info = InfoDirectory(files)
         self._invalidate_attributes = invalidate_attributes
         self._listings = Listings(table.nodes)
 
@@ -370,7 +370,7 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         """Open an image; its data requests go to the data plane from then on."""
         if is_virtual(inode):
-            return FileInfo(fh=self._info.open(inode, flags), direct_io=True, keep_cache=False)
+            return FileInfo(fh=await self._info.open(inode, flags), direct_io=True, keep_cache=False)
         return await self._open_image(self._nodes.get(inode), flags)
 
     async def _open_image(self, node: Node, flags: int, known: bool = True) -> FileInfo:
@@ -409,10 +409,10 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        """Of the info file; images are read through the data plane."""
+        """Of a file in .aiofs; images are read through the data plane."""
         if not is_virtual(fh):
             _refuse(errno.EBADF)
-        return self._info.read(fh, off, size)
+        return await self._info.read(fh, off, size)
 
     @_answered
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -431,8 +431,7 @@ class Operations(pyfuse3.Operations):
         """Entries from `start_id` on, with their attributes; `start_id` 0 looks at the directory anew."""
         listing = self._listings.get(fh)
         if listing.fd < 0:
-            if start_id == 0:
-                pyfuse3.readdir_reply(token, infofile.FILE_NAME, self._virtual_entry(infofile.FILE), 1)
+            self._list_virtual(start_id, token)
             return
         if start_id == 0 or not listing.names:
             self._listings.read_names(listing)
@@ -448,6 +447,11 @@ class Operations(pyfuse3.Operations):
                     self._table.forget(node.ino, 0)
                 return
             node.lookups += 1
+
+    def _list_virtual(self, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        for index, name in enumerate(self._info.names[start_id:], start_id + 1):
+            if not pyfuse3.readdir_reply(token, name, self._virtual_entry(self._info.lookup(name)), index):
+                return
 
     @_answered
     async def releasedir(self, fh: int) -> None:

@@ -1,6 +1,6 @@
-"""The hidden directory `.aiofs` at the root of a mount, with info.json: what `aiofs info` reads.
+"""The hidden directory `.aiofs` at the root of a mount: files in which the server tells about itself.
 
-Found by name, not listed. The content is made when the file is opened and stays so until it is closed.
+Found by name, not listed. The content of a file is made when it is opened and stays so until it is closed.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from .dataplane.system import FileStat
 from .nodes import FIRST_VIRTUAL
 
 DIRECTORY_NAME = b".aiofs"
-FILE_NAME = b"info.json"
 DIRECTORY = 2**64 - 16
-"""Node ids: above all inode numbers that are served."""
-FILE = 2**64 - 15
+"""Its node id: above all inode numbers that are served. The files have those after it, in order."""
 _FIRST_HANDLE = FIRST_VIRTUAL
-_HANDLES = 2**31
+_HANDLES = 2**28
+_FILES = 8
+"""File handles are numbered as opens are, times this, plus the number of the file."""
 
 MAX_READ = 64 * 1024
 """Bytes of one answer: a longer message may not fit the socket to the data plane of an ordinary user."""
@@ -31,26 +31,32 @@ def is_virtual(number: int) -> bool:
     return number >= FIRST_VIRTUAL
 
 
-class InfoDirectory:
-    """The directory, its one file, and the opens of it."""
+Content = Callable[[], Awaitable[bytes]]
+"""Makes the content of a file."""
 
-    def __init__(self, content: Callable[[], bytes]) -> None:
-        self._content = content
+
+class InfoDirectory:
+    """The directory, its files, and the opens of them."""
+
+    def __init__(self, files: Mapping[bytes, Content]) -> None:
+        """`files`: by name, at most _FILES."""
+        self.names = tuple(files)
+        self._contents = tuple(files.values())
         self._open: dict[int, bytes] = {}
         self._next = 0
         self._born_ns = time.time_ns()
 
     def lookup(self, name: bytes) -> int:
         """The node id of a name in the directory. ENOENT."""
-        if name != FILE_NAME:
+        if name not in self.names:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fsdecode(name))
-        return FILE
+        return DIRECTORY + 1 + self.names.index(name)
 
     def stat(self, ino: int) -> FileStat:
-        """The attributes of the directory or the file; a file whose size is not known ahead has 0."""
+        """The attributes of the directory or of a file; a file whose size is not known ahead has 0."""
         if ino == DIRECTORY:
             mode, nlink = stat.S_IFDIR | 0o555, 2
-        elif ino == FILE:
+        elif 0 < ino - DIRECTORY <= len(self.names):
             mode, nlink = stat.S_IFREG | 0o444, 1
         else:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
@@ -72,22 +78,31 @@ class InfoDirectory:
             mount_root=False,
         )
 
-    def open(self, ino: int, flags: int) -> int:
+    async def open(self, ino: int, flags: int) -> int:
         """Make the content; returns the file handle. EACCES for writing, EISDIR."""
-        if ino != FILE:
+        if ino == DIRECTORY:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if flags & os.O_ACCMODE != os.O_RDONLY:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        handle = _FIRST_HANDLE + self._next
+        file = ino - DIRECTORY - 1
+        content = await self._content(file)
+        handle = _FIRST_HANDLE + self._next * _FILES + file
         self._next = (self._next + 1) % _HANDLES
-        self._open[handle] = self._content()
+        self._open[handle] = content
         return handle
 
-    def read(self, handle: int, offset: int, size: int) -> bytes:
+    async def read(self, handle: int, offset: int, size: int) -> bytes:
         """Bytes of the content as it was at the open; after a restart, as it is now."""
-        content = self._open.setdefault(handle, b"") or self._content()
-        self._open[handle] = content
+        content = self._open.get(handle)
+        if content is None:
+            content = await self._content((handle - _FIRST_HANDLE) % _FILES)
+            content = self._open.setdefault(handle, content)
         return content[offset : offset + min(size, MAX_READ)]
+
+    async def _content(self, file: int) -> bytes:
+        if not 0 <= file < len(self._contents):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return await self._contents[file]()
 
     def release(self, handle: int) -> None:
         """The file handle is closed."""

@@ -69,5 +69,5 @@ class Listings:
 
     def _listing(self, ino: int) -> Listing:
         if ino == infofile.DIRECTORY:
-            return Listing(ino, -1, [infofile.FILE_NAME])
+            return Listing(ino, -1, [])
         return Listing(ino, self._nodes.open_directory(ino, os.O_RDONLY), [])

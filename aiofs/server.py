@@ -164,7 +164,9 @@ class Server:
 
     async def _serve_names(self, on_ready: Callable[[], None]) -> None:
         """pyfuse3, from INIT until the plane's loop has returned and the last handler has ended."""
-        operations = Operations(table=self._table, info=self._info)
+        operations = Operations(
+            table=self._table, files={b"info.json": self._info, b"metrics": self._metrics}
+        )
         # libfuse takes the socket for /dev/fuse. The options of the mount were fusermount3's business.
         pyfuse3.init(operations, f"/dev/fd/{self._pyfuse3_fd}", set())
         self._pyfuse3_open = True
@@ -305,8 +307,22 @@ class Server:
 
     # -- info --
 
-    def _info(self) -> bytes:
-        told: dict[str, Any] = info.build(
+    async def _info(self) -> bytes:
+        return json.dumps(self._told(), indent=1).encode() + b"\n"
+
+    async def _metrics(self) -> bytes:
+        told = self._told()
+
+        def text() -> bytes:
+            from . import metrics
+
+            return metrics.text(told)
+
+        # In a thread: thousands of images take seconds, and others want to open theirs meanwhile.
+        return await trio.to_thread.run_sync(text)
+
+    def _told(self) -> dict[str, Any]:
+        return info.build(
             version=__version__,
             config=self._config,
             source_kind=self._source.kind.value,
@@ -318,4 +334,3 @@ class Server:
             images=map(vars, self._table.info()),
             closed=self._table.closed(),
         )
-        return json.dumps(told, indent=1).encode() + b"\n"

@@ -53,6 +53,26 @@ need_packages() {
     quietly apt-get install -y --no-install-recommends "${missing[@]}"
 }
 
+# borrow_program PACKAGE PROGRAM: puts a program of a Debian package on the PATH without installing the package,
+# for one that would start a service on a machine with systemd. After `build`, because it is kept in .venv.
+borrow_program() {
+    local package=$1 program=$2 borrowed=$VENV/borrowed fetched
+    export PATH="$PATH:$borrowed/usr/bin"
+    if command -v "$program" >/dev/null || ! command -v apt-get >/dev/null; then
+        return 0
+    fi
+    say "Borrowing $program from the Debian package $package"
+    fetched=$(mktemp -d)
+    if ! (cd "$fetched" && apt-get download -qq "$package") 2>/dev/null && [ "$(id -u)" -eq 0 ]; then
+        apt-get update >/dev/null 2>&1 || true
+        (cd "$fetched" && apt-get download -qq "$package") >/dev/null 2>&1 || true
+    fi
+    if ! dpkg-deb -x "$fetched/$package"_*.deb "$borrowed" 2>/dev/null; then
+        say "$package cannot be fetched: tests that need $program will be skipped."
+    fi
+    rm -rf "$fetched"
+}
+
 # Run a command silently; show what it printed only when it fails.
 quietly() {
     local log

@@ -155,11 +155,18 @@ class Mount:
 
     def successor(self) -> Operations:
         """The handlers of a restarted server on the same table."""
-        return Operations(table=self.table, info=self.info, invalidate_attributes=self.invalidated.append)
+        return Operations(
+            table=self.table,
+            files={b"info.json": self.info, b"metrics": self.metrics},
+            invalidate_attributes=self.invalidated.append,
+        )
 
-    def info(self) -> bytes:
+    async def info(self) -> bytes:
         self.made += 1
         return b'{"made": %d}' % self.made
+
+    async def metrics(self) -> bytes:
+        return b"aiofs_made %d" % self.made
 
     async def ino(self, name: bytes, parent: int = ROOT_INODE) -> int:
         entry = await self.ops.lookup(parent, name, ME)

@@ -126,14 +126,15 @@ def test_a_single_image_is_all_that_its_mount_lists(images: Path) -> None:
 
 
 def test_the_info_file_is_found_by_name_and_not_listed(mount: Mount) -> None:
-    """.aiofs is not in the root's listing; its own listing shows info.json."""
+    """.aiofs is not in the root's listing; its own listing shows what is in it."""
 
     async def scenario() -> None:
         directory = await mount.ino(b".aiofs")
         root = await mount.ops.opendir(ROOT_INODE, ME)
         assert await mount.names(root) == [b"a.img", b"sub"]
         inside = await mount.ops.opendir(directory, ME)
-        assert await mount.names(inside) == [b"info.json"]
+        assert await mount.names(inside) == [b"info.json", b"metrics"]
+        assert await mount.names(inside, room=1) == [b"info.json", b"metrics"]
 
     run(scenario)
 
@@ -156,9 +157,16 @@ def test_the_info_file_keeps_the_content_of_its_open(mount: Mount) -> None:
 
 def test_answers_of_the_info_file_fit_the_socket() -> None:
     """At most 64 KiB a read."""
-    info = infofile.InfoDirectory(lambda: bytes(1 << 20))
-    handle = info.open(infofile.FILE, os.O_RDONLY)
-    assert len(info.read(handle, 0, 1 << 20)) == 64 * 1024
+
+    async def content() -> bytes:
+        return bytes(1 << 20)
+
+    async def scenario() -> None:
+        info = infofile.InfoDirectory({b"info.json": content})
+        handle = await info.open(info.lookup(b"info.json"), os.O_RDONLY)
+        assert len(await info.read(handle, 0, 1 << 20)) == 64 * 1024
+
+    run(scenario)
 
 
 def test_the_info_directory_cannot_be_changed(mount: Mount) -> None:
