@@ -14,7 +14,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from aiofs import info, metrics
 from aiofs.config import MountConfig
 from aiofs.dataplane import LATENCY_LIMITS_NS, ImageCounters
-from aiofs.select import Choice
 
 PLANE = {
     "requests": 1000,
@@ -63,7 +62,6 @@ def told(**changes: Any) -> dict[str, Any]:
         **{
             "version": "0.1.0",
             "config": MountConfig(source=Path("/srv/images"), mountpoint=Path("/mnt/vdisk")),
-            "choice": Choice("io_uring", "first that works"),
             "source_kind": "directory",
             "started": 1000.5,
             "outcome_fd": 9,
