@@ -95,6 +95,7 @@ class OpenImage:
             block_size=self.block_size,
             no_fsync=not self.cache.honours_fsync,
             block_device=self.block_device,
+            writes_by_threads=self.decision.writes_by_threads,
             sticky_error=sticky_error,
             counters=self.counters,
         )

@@ -66,7 +66,8 @@ typedef struct {
 enum {
     AIOFS_IMAGE_DIRECT = 1,   /* opened with O_DIRECT; block_size says its alignment in bytes */
     AIOFS_IMAGE_NO_FSYNC = 2, /* cache mode unsafe: FSYNC is answered without being done */
-    AIOFS_IMAGE_BLOCKDEV = 4  /* a block device: it cannot grow */
+    AIOFS_IMAGE_BLOCKDEV = 4, /* a block device: it cannot grow */
+    AIOFS_IMAGE_WRITES_BY_THREADS = 8 /* WRITEs go to `threads`: the driver would do them one by one */
 };
 
 /* Requests by how long they took, from the drain that read them until the result of their last io was taken up
