@@ -30,7 +30,7 @@ from .dataplane.system import FileStat
 from .directio import DirectRefused, DirectUnsupported, check_direct
 from .nodes import Node, NodeTable
 from .pagecache import Stamps
-from .select import Decision, Direct, Test
+from .select import Decision, Direct
 from .source import Kind, Source
 from .tallies import Tallies
 
@@ -126,8 +126,8 @@ class ImageInfo:
     """Its name in the mount."""
     driver: str
     driver_reason: str
-    tests: tuple[Test, ...]
-    """What led to the driver."""
+    tests: list[dict[str, Any]]
+    """What led to the driver: the fields of each select.Test."""
     cache: CacheMode
     block_size: int
     slot: int
@@ -425,7 +425,7 @@ class ImageTable:
                 path=self.nodes.path(image.node),
                 driver=image.decision.driver,
                 driver_reason=image.decision.reason,
-                tests=image.decision.tests,
+                tests=[vars(test) for test in image.decision.tests],
                 cache=image.cache,
                 block_size=image.block_size,
                 slot=image.slot,
