@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .config import (
     AUTO,
@@ -27,6 +27,9 @@ from .config import (
 )
 from .errors import AiofsError, BadInput
 
+if TYPE_CHECKING:
+    from .mounttable import Mount
+
 _EPILOG = """\
 examples:
   aiofs drivers                         which AIO drivers work here, or why not
@@ -34,6 +37,7 @@ examples:
   aiofs mount disk.img /mnt/vdisk       one image: /mnt/vdisk/disk.img
   aiofs mount images/ /mnt/vdisk --aio linux --cache none
   aiofs info /mnt/vdisk                 drivers, cache modes and counters
+  aiofs top /mnt/vdisk                  what each image does right now
   aiofs umount /mnt/vdisk               returns when everything is on disk
 """
 
@@ -56,6 +60,27 @@ examples:
   losetup --find --show --direct-io=on /mnt/vdisk/disk.img
 
 exit status: 0 ready, or ended well; 1 it failed; 2 bad input.
+"""
+
+_TOP_EPILOG = """\
+columns, for each image and the last interval:
+  IOPS    requests of the kernel a second: reads, writes, fsyncs
+  READ    reads, of the reads and writes
+  MB/S    megabytes (10^6 bytes) read and written a second
+  DEPTH   requests in work, on average
+  BATCH   I/Os of this image in one submit, on average
+  MERGED  reads and writes that joined the I/O of another one
+  P50 P99 half, and all but one percent, of the reads and writes took no longer
+An image whose requests fail, or whose fsync has failed, is marked with !.
+
+keys: 1-9 sort by a column, < > the column beside, r reverse, q or Ctrl-C quit
+
+examples:
+  aiofs top /mnt/vdisk
+  aiofs top /mnt/vdisk --batch --interval 5 --count 12 > minute.txt
+
+exit status: 0 ended by q, Ctrl-C or --count; 1 the mount does not answer, or
+has been unmounted; 2 bad input.
 """
 
 
@@ -127,11 +152,7 @@ def _info(arguments: argparse.Namespace) -> int:
     from . import info, mounttable
 
     if arguments.mountpoint is not None:
-        path = _path("MOUNTPOINT", arguments.mountpoint)
-        mount = mounttable.mount_at(path)
-        if mount is None or not mount.is_aiofs:
-            raise BadInput(f"{path} is not an aiofs mount; 'aiofs info' lists them")
-        told = info.read(mount.mountpoint)
+        told = info.read(_aiofs_mount(arguments.mountpoint).mountpoint)
         if arguments.json:
             print(json.dumps(told, indent=2))
             return 0
@@ -158,6 +179,27 @@ def _info(arguments: argparse.Namespace) -> int:
     else:
         print("no aiofs mounts")
     return 0
+
+
+def _top(arguments: argparse.Namespace) -> int:
+    from . import top
+
+    options = top.Options(
+        interval_s=top.parse_interval(arguments.interval),
+        batch=arguments.batch,
+        count=None if arguments.count is None else top.parse_count(arguments.count),
+    )
+    return top.run(_aiofs_mount(arguments.mountpoint), options)
+
+
+def _aiofs_mount(text: str) -> Mount:
+    from . import mounttable
+
+    path = _path("MOUNTPOINT", text)
+    mount = mounttable.mount_at(path)
+    if mount is None or not mount.is_aiofs:
+        raise BadInput(f"{path} is not an aiofs mount; 'aiofs info' lists them")
+    return mount
 
 
 def _drivers(_: argparse.Namespace) -> int:
@@ -243,9 +285,32 @@ def _parser() -> argparse.ArgumentParser:
     probe.add_argument("--json", action="store_true", help="print JSON, for programs")
     probe.set_defaults(command=_probe)
 
+    top = commands.add_parser(
+        "top",
+        help="what each image does right now: a screen with keys, or text",
+        description="Requests, throughput, depth, batches and latency of each image, live.",
+        epilog=_TOP_EPILOG,
+        formatter_class=form,
+    )
+    _top_arguments(top)
+    top.set_defaults(command=_top)
+
     drivers = commands.add_parser("drivers", help="the AIO drivers: which work here, and why not")
     drivers.set_defaults(command=_drivers)
     return parser
+
+
+def _top_arguments(top: argparse.ArgumentParser) -> None:
+    add = top.add_argument
+    add("mountpoint", metavar="MOUNTPOINT")
+    add("--interval", metavar="S", default="1", help="seconds between two looks, 0.1 to 3600 (default 1)")
+    add(
+        "-b",
+        "--batch",
+        action="store_true",
+        help="print text, no screen (default where there is no terminal)",
+    )
+    add("-n", "--count", metavar="N", help="end after N intervals")
 
 
 def _mount_arguments(mount: argparse.ArgumentParser) -> None:

@@ -124,6 +124,8 @@ class ImageInfo:
     name: str
     path: str
     """Its name in the mount."""
+    node: int
+    """Its inode number, which stays when it is renamed."""
     driver: str
     driver_reason: str
     tests: list[dict[str, Any]]
@@ -423,6 +425,7 @@ class ImageTable:
             ImageInfo(
                 name=image.name,
                 path=self.nodes.path(image.node),
+                node=image.node.ino,
                 driver=image.decision.driver,
                 driver_reason=image.decision.reason,
                 tests=[vars(test) for test in image.decision.tests],
@@ -439,14 +442,15 @@ class ImageTable:
         ]
 
     def closed(self) -> list[dict[str, Any]]:
-        """Images that were open earlier: name, path in the mount, counters; for the info file."""
+        """Images that were open earlier: names, inode number, counters; for the info file."""
         told = []
         for tally in self._tallies:
             node = self.nodes.find(tally.ino)
             name, path = tally.name, tally.path
             if node is not None and node.generation == tally.generation:
                 name, path = self.nodes.display(node), self.nodes.path(node)
-            told.append({"name": name, "path": path, "counters": tally.counters.read()})
+            counters = tally.counters.read()
+            told.append({"name": name, "path": path, "node": tally.ino, "counters": counters})
         return told
 
     def _sticky_error(self, node: Node) -> int:
