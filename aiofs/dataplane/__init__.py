@@ -3,6 +3,7 @@
 Everything the rest of aiofs may use is here; nothing else imports the extension.
 """
 
+from .measure import Load, Measurement, Stop, measure
 from .plane import (
     MAX_QUEUE_DEPTH,
     MAX_REQUEST_BYTES,
@@ -22,8 +23,12 @@ __all__ = [
     "DriverStatus",
     "ImageSpec",
     "Io",
+    "Load",
+    "Measurement",
     "Op",
     "Queue",
+    "Stop",
     "driver_names",
     "drivers",
+    "measure",
 ]
