@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .bench import arguments as bench_words
 from .config import (
     AUTO,
     DEFAULT_QUEUE_DEPTH,
@@ -33,6 +34,7 @@ examples:
   aiofs mount disk.img /mnt/vdisk       one image: /mnt/vdisk/disk.img
   aiofs mount images/ /mnt/vdisk --aio linux --cache none
   aiofs info /mnt/vdisk                 drivers, cache modes and counters
+  aiofs bench disk.img                  which driver is the fastest for this image
   aiofs umount /mnt/vdisk               returns when everything is on disk
 """
 
@@ -169,6 +171,13 @@ def _drivers(_: argparse.Namespace) -> int:
     return 0
 
 
+def _bench(arguments: argparse.Namespace) -> int:
+    request = bench_words.request(arguments, _path("IMAGE", arguments.image))
+    from .bench.command import bench
+
+    return bench(request)
+
+
 def _path(name: str, text: str) -> Path:
     if not text:
         raise BadInput(f"{name} is empty")
@@ -220,6 +229,16 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?")
     info.add_argument("--json", action="store_true", help="print JSON, for programs")
     info.set_defaults(command=_info)
+
+    bench = commands.add_parser(
+        "bench",
+        help="compare the drivers for one image, without FUSE",
+        description=bench_words.DESCRIPTION,
+        epilog=bench_words.EPILOG,
+        formatter_class=form,
+    )
+    bench_words.add_arguments(bench)
+    bench.set_defaults(command=_bench)
 
     drivers = commands.add_parser("drivers", help="the AIO drivers: which work here, and why not")
     drivers.set_defaults(command=_drivers)

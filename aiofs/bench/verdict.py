@@ -1,0 +1,127 @@
+"""Which driver is the best for the image that was measured, and whether `--aio auto` would have chosen it.
+
+Score of a driver: the geometric mean, over all cells (workload and depth), of its IOPS as a share of the
+IOPS of the best driver in that cell. The highest score wins. Drivers whose score is within the noise of it
+(half the range of the winner's rounds, at least 3 and at most 10 percent) are level with it; of those the one
+that uses the least CPU time per request is recommended, for that is left to the guest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import select
+from ..dataplane import drivers
+from .results import Results
+
+LEAST_NOISE, MOST_NOISE = 0.03, 0.10
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the numbers say."""
+
+    scores: dict[str, float]
+    """By driver, 0 .. 1, the best first."""
+    noise: float
+    """Scores that differ by a smaller share are level."""
+    recommended: str
+    why: str
+    auto: str
+    auto_reason: str
+    agrees: bool
+    """auto's driver is the recommended one, or level with it."""
+    slower: float | None
+    """By how much auto's driver is slower than the recommended one over all cells, as a share; negative:
+    faster. None when it was not measured."""
+    slower_by_workload: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionaries."""
+        return asdict(self)
+
+
+def auto_choice(_path: Path) -> tuple[str, str]:
+    """What `--aio auto` would use for this image, and its reason."""
+    choice = select.choose(None, drivers())
+    return choice.driver, choice.reason
+
+
+def judge(results: Results, auto: tuple[str, str]) -> Verdict:
+    """The verdict over everything in `results`, which holds at least one cell."""
+    scores = dict(sorted(_scores(results).items(), key=lambda item: -item[1]))
+    best = next(iter(scores))
+    noise = _noise(results, best)
+    level = [driver for driver in scores if scores[driver] >= scores[best] * (1 - noise)]
+    recommended = min(level, key=lambda driver: _cpu_us(results, driver))
+    name, reason = auto
+    by_workload = {
+        workload.name: _slower(results, name, recommended, [workload.name])
+        for workload in results.workloads()
+        if name in scores
+    }
+    return Verdict(
+        scores=scores,
+        noise=noise,
+        recommended=recommended,
+        why=_why(results, best, recommended, level),
+        auto=name,
+        auto_reason=reason,
+        agrees=name in level,
+        slower=_slower(results, name, recommended, list(by_workload)) if name in scores else None,
+        slower_by_workload=by_workload,
+    )
+
+
+def _why(results: Results, best: str, recommended: str, level: Sequence[str]) -> str:
+    if recommended == best:
+        others = [driver for driver in level if driver != best]
+        return "the most IOPS" + (f", and less CPU time than {' and '.join(others)}" if others else "")
+    ours, theirs = _cpu_us(results, recommended), _cpu_us(results, best)
+    return f"level with {best} in IOPS, at less CPU time: {ours:.1f} instead of {theirs:.1f} us per request"
+
+
+def _cells(results: Results) -> list[tuple[str, int]]:
+    return [(workload.name, depth) for workload in results.workloads() for depth in results.depths()]
+
+
+def _scores(results: Results) -> dict[str, float]:
+    shares: dict[str, list[float]] = {driver: [] for driver in results.drivers()}
+    for workload, depth in _cells(results):
+        iops = {driver: results.median(driver, workload, depth, "iops") for driver in shares}
+        for driver, share in shares.items():
+            share.append(iops[driver] / max(iops.values()))
+    return {driver: _mean(share) for driver, share in shares.items()}
+
+
+def _noise(results: Results, driver: str) -> float:
+    """Half the range of the rounds of one driver: each round's IOPS as shares of the medians."""
+    rounds: dict[int, list[float]] = {}
+    for workload, depth in _cells(results):
+        middle = results.median(driver, workload, depth, "iops")
+        for sample in results.of(driver, workload, depth):
+            rounds.setdefault(sample.round, []).append(sample.iops / middle)
+    scores = [_mean(shares) for shares in rounds.values()]
+    return min(MOST_NOISE, max(LEAST_NOISE, (max(scores) - min(scores)) / 2))
+
+
+def _slower(results: Results, driver: str, than: str, workloads: Sequence[str]) -> float:
+    ratios = [
+        results.median(driver, workload, depth, "iops") / results.median(than, workload, depth, "iops")
+        for workload, depth in _cells(results)
+        if workload in workloads
+    ]
+    return 1 - _mean(ratios)
+
+
+def _cpu_us(results: Results, driver: str) -> float:
+    return _mean([results.median(driver, workload, depth, "cpu_us") for workload, depth in _cells(results)])
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Geometric: a driver that is twice as fast here and half as fast there is level."""
+    return math.exp(sum(math.log(max(value, 1e-9)) for value in values) / len(values))
