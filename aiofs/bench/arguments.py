@@ -99,12 +99,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def request(arguments: argparse.Namespace, image: Path) -> Request:
     """What the words ask for. BadInput names the wrong one."""
     quick: bool = arguments.quick
-    workloads = _names("workload", arguments.workloads, WORKLOAD_NAMES) if arguments.workloads else None
     return Request(
         image=image,
-        drivers=_names("AIO driver", arguments.drivers, DRIVERS) if arguments.drivers else None,
-        workloads=workloads or WORKLOAD_NAMES,
-        depths=_depths(arguments.depths) if arguments.depths else QUICK_DEPTHS if quick else DEPTHS,
+        drivers=_names("AIO driver", arguments.drivers, DRIVERS),
+        workloads=_names("workload", arguments.workloads, WORKLOAD_NAMES) or WORKLOAD_NAMES,
+        depths=_depths(arguments.depths, QUICK_DEPTHS if quick else DEPTHS),
         block_size=_block_size(arguments.block_size),
         runtime_s=_seconds(arguments.runtime, QUICK_RUNTIME_S if quick else RUNTIME_S),
         rounds=_number("rounds", arguments.rounds, QUICK_ROUNDS if quick else ROUNDS, MAX_ROUNDS),
@@ -122,7 +121,9 @@ def _list(numbers: tuple[int, ...]) -> str:
     return ",".join(map(str, numbers))
 
 
-def _names(what: str, words: str, valid: tuple[str, ...]) -> tuple[str, ...]:
+def _names(what: str, words: str | None, valid: tuple[str, ...]) -> tuple[str, ...] | None:
+    if words is None:
+        return None
     for word in words.split(","):
         if word not in valid:
             raise BadInput(f"unknown {what} '{word}'; valid: {' '.join(valid)}")
@@ -142,7 +143,9 @@ def _number(what: str, word: str | None, default: int, most: int) -> int:
     return number
 
 
-def _depths(words: str) -> tuple[int, ...]:
+def _depths(words: str | None, default: tuple[int, ...]) -> tuple[int, ...]:
+    if words is None:
+        return default
     return tuple(sorted({_number("queue depth", word, 1, MAX_DEPTH) for word in words.split(",")}))
 
 

@@ -102,6 +102,8 @@ def _source(path: Path) -> Source:
     except PermissionError as error:
         raise BadInput(f"no permission to read image {path} ({reason(error)}); run as its owner") from None
     except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise BadInput(f"image {path} is neither a file nor a block device") from None
         raise BadInput(f"cannot use image {path}: {reason(error)}") from None
     if source.kind is Kind.TREE:
         source.close()

@@ -33,8 +33,8 @@ class Verdict:
     why: str
     auto: str
     auto_reason: str
-    agrees: bool
-    """auto's driver is the recommended one, or level with it."""
+    agrees: bool | None
+    """auto's driver is the recommended one, or level with it; None when it was not measured."""
     slower: float | None
     """By how much auto's driver is slower than the recommended one over all cells, as a share; negative:
     faster. None when it was not measured."""
@@ -71,7 +71,7 @@ def judge(results: Results, auto: tuple[str, str]) -> Verdict:
         why=_why(results, best, recommended, level),
         auto=name,
         auto_reason=reason,
-        agrees=name in level,
+        agrees=name in level if name in scores else None,
         slower=_slower(results, name, recommended, list(by_workload)) if name in scores else None,
         slower_by_workload=by_workload,
     )
