@@ -34,7 +34,7 @@ examples:
   aiofs mount disk.img /mnt/vdisk       one image: /mnt/vdisk/disk.img
   aiofs mount images/ /mnt/vdisk --aio linux --cache none
   aiofs info /mnt/vdisk                 drivers, cache modes and counters
-  aiofs bench disk.img                  which driver is the fastest for this image
+  aiofs bench disk.img                  which driver is the fastest for it
   aiofs umount /mnt/vdisk               returns when everything is on disk
 """
 

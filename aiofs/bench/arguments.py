@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-import random
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,8 @@ WORKLOAD_NAMES = ("randread", "read", "randwrite", "write")
 CACHES = (CacheMode.NONE, CacheMode.WRITEBACK)
 MAX_DEPTH = 1024
 MIN_BLOCK_SIZE, MAX_BLOCK_SIZE = 512, 1 << 20
+MAX_BUFFER_BYTES = 256 << 20
+"""Depth times block size: so much memory is written before each cell."""
 MAX_ROUNDS = 100
 MAX_RUNTIME_S = 600.0
 
@@ -23,31 +25,34 @@ ROUNDS, QUICK_ROUNDS = 3, 2
 RUNTIME_S, QUICK_RUNTIME_S = 0.2, 0.1
 
 DESCRIPTION = """\
-Compare the AIO drivers on this machine for this image, without FUSE, through the queue that a mount uses.
-Reads run on the image itself, which is not changed; writes on a temporary file beside it, which has no name
-and goes with the process. About one minute; --quick: 6 seconds.
+Compare the AIO drivers on this machine for this image, without FUSE, through
+the queue that a mount uses. Reads run on the image itself, which is not
+changed; writes on a temporary file beside it, which has no name and goes with
+the process. It takes about a minute; --quick: ten seconds.
 """
 
 EPILOG = """\
 what the columns say, each the median of the rounds:
-  IOPS, spread   requests per second, and half the way from the lowest to the highest round
-  p50, p99       latency from submit to completion
-  CPU/IO         CPU time of the process per request
-  sleeps/IO      voluntary context switches per request, of all its threads
-  late           share of sequential requests that reach the kernel after one submitted later
+  IOPS, spread  requests per second; half the way from lowest to highest round
+  p50, p99      latency from submit to completion
+  CPU/IO        CPU time of the process per request
+  sleeps/IO     voluntary context switches per request, of all its threads
+  late          share of sequential requests that reach the kernel after one
+                submitted later
 
-how the recommendation is found: in each cell (workload and depth) a driver's IOPS is taken as a share of
-the best one's; the geometric mean of its shares is its score. Drivers within the noise of the highest score
-(half the range of that driver's rounds, 3 to 10 %) are level with it; of those, the one with the least CPU
-time per request.
+how the recommendation is found: in each cell (workload and depth) a driver's
+IOPS is taken as a share of the best one's; the geometric mean of its shares is
+its score. Drivers within the noise of the highest score (half the range of that
+driver's rounds, 3 to 10 %) are level with it; of those, the one with the least
+CPU time per request.
 
 examples:
   aiofs bench disk.img
   aiofs bench disk.img --quick --plot bench.svg
   aiofs bench /dev/vg0/guest --workloads randread,read --depths 1,32
-  aiofs bench scratch.img --destructive --runtime 1 --rounds 5 --json > bench.json
+  aiofs bench copy.img --destructive --runtime 1 --rounds 5 --json > bench.json
 
-exit status: 0 measured; 1 it failed; 2 bad input; 130 Ctrl-C.
+exit status: 0 measured; 1 it failed; 2 bad input; 130 Ctrl-C, 143 SIGTERM.
 """
 
 
@@ -99,19 +104,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def request(arguments: argparse.Namespace, image: Path) -> Request:
     """What the words ask for. BadInput names the wrong one."""
     quick: bool = arguments.quick
+    depths = _depths(arguments.depths, QUICK_DEPTHS if quick else DEPTHS)
+    block_size = _block_size(arguments.block_size)
+    if depths[-1] * block_size > MAX_BUFFER_BYTES:
+        raise BadInput(
+            f"queue depth {depths[-1]} with blocks of {arguments.block_size} needs "
+            f"{depths[-1] * block_size >> 20:,} MiB of memory, more than {MAX_BUFFER_BYTES >> 20}; "
+            "use a smaller --depths or --block-size"
+        )
     return Request(
         image=image,
         drivers=_names("AIO driver", arguments.drivers, DRIVERS),
         workloads=_names("workload", arguments.workloads, WORKLOAD_NAMES) or WORKLOAD_NAMES,
-        depths=_depths(arguments.depths, QUICK_DEPTHS if quick else DEPTHS),
-        block_size=_block_size(arguments.block_size),
+        depths=depths,
+        block_size=block_size,
         runtime_s=_seconds(arguments.runtime, QUICK_RUNTIME_S if quick else RUNTIME_S),
         rounds=_number("rounds", arguments.rounds, QUICK_ROUNDS if quick else ROUNDS, MAX_ROUNDS),
         cache=_cache(arguments.cache),
         destructive=arguments.destructive,
         merge=arguments.merge,
         quick=quick,
-        seed=_number("seed", arguments.seed, random.randrange(1, 10_000), 2**32),
+        seed=_number("seed", arguments.seed, 1 + int.from_bytes(os.urandom(2), "big"), 2**32),
         json=arguments.json,
         plot=_plot(arguments.plot),
     )

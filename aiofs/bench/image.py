@@ -153,8 +153,6 @@ def _open(source: Source, flags: int, destructive: bool) -> int:
 
 
 def _lock(image: Image, destructive: bool) -> None:
-    if image.block_device and not destructive:
-        return
     try:
         (locks.lock_for_writing if destructive else locks.lock_for_reading)(image.fd)
     except locks.LockConflict:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -82,14 +82,12 @@ def measured(driver: str, fd: int, load: Load, name: str) -> Measurement:
     """
     stop = Stop()
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(measure, driver, fd, load, stop)
         try:
-            done = future.result()
+            done = pool.submit(measure, driver, fd, load, stop).result()
         except OSError as error:
             raise Failed(f"driver {driver} does not open at depth {load.depth}: {error.strerror}") from None
         except BaseException:
-            stop.set()
-            wait([future])
+            stop.set()  # leaving the pool waits for its end
             raise
     if done.errors:
         raise Failed(_failure(driver, load, done, name))

@@ -153,20 +153,19 @@ def _blocks(taken: Sequence[Taken]) -> Claim:
 
     situations = {
         "O_DIRECT read": (File.ALLOCATED, Op.READ),
-        "O_DIRECT overwrite": (File.ALLOCATED, Op.WRITE),
-        "O_DIRECT write into holes": (File.HOLES, Op.WRITE),
-        "O_DIRECT write that makes the file longer": (File.GROWING, Op.WRITE),
-        "buffered read, not cached": (File.BUFFERED, Op.READ),
+        "overwrite": (File.ALLOCATED, Op.WRITE),
+        "write into holes": (File.HOLES, Op.WRITE),
+        "write to a growing file": (File.GROWING, Op.WRITE),
+        "buffered read": (File.BUFFERED, Op.READ),
     }
     found = {name: (of("linux", *what), of("io_uring", *what)) for name, what in situations.items()}
-    rows = "; ".join(
-        f"{name} {linux[0]:.2f} ({linux[1]:.0%}), io_uring {ring[0]:.2f} ({ring[1]:.0%})"
-        for name, (linux, ring) in found.items()
-    )
+    rows = ", ".join(f"{name} {linux[0]:.2f} / {ring[0]:.2f}" for name, (linux, ring) in found.items())
+    shares = _join((linux[1] for linux, _ in found.values()), ".0%")
     blocks = [name for name, (linux, _) in found.items() if linux[0] >= BLOCKING_SLEEPS]
     return Claim(
         "io_submit blocks on buffered and on sparse files",
-        f"sleeps inside submit per request, depth {DEPTH} (share of all time spent there): {rows}",
+        f"sleeps inside submit per request at depth {DEPTH}, linux / io_uring: {rows}; share of linux's time "
+        f"spent there: {shares}",
         f"true of: {', '.join(blocks)}" if blocks else "false here",
     )
 

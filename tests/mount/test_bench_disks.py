@@ -9,6 +9,8 @@ import pytest
 from loops import Loops, run
 from mounting import run_aiofs
 
+from aiofs.locks import lock_for_writing
+
 SHORT = ("--rounds", "1", "--runtime", "0.01", "--depths", "1,4", "--drivers", "sync,linux")
 MIB = 1 << 20
 
@@ -29,6 +31,15 @@ def test_a_block_device_is_read_and_not_written(device: Path) -> None:
     assert f"writes were not measured: {device} is a block device; --destructive writes on it" in done.stdout
     assert "random read" in done.stdout
     assert device.read_bytes() == before
+
+
+def test_a_locked_device_is_not_measured(device: Path) -> None:
+    """A mount that writes on it has locked it."""
+    with device.open("r+b") as other:
+        lock_for_writing(other.fileno())
+        done = run_aiofs("bench", device, *SHORT)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"{device} is locked by " in done.stderr
 
 
 def test_destructive_writes_on_a_block_device(device: Path) -> None:

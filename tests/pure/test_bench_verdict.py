@@ -186,6 +186,7 @@ def test_defaults_are_what_the_help_says() -> None:
         (["--block-size", "3k"], "block size '3k' is not a power of two from 512 to 1m"),
         (["--block-size", "256"], "block size '256'"),
         (["--block-size", "2m"], "block size '2m'"),
+        (["--block-size", "1m", "--depths", "4,512"], "queue depth 512 with blocks of 1m needs 512 MiB"),
         (["--runtime", "nan"], "runtime 'nan' is not a number of seconds from 0.01 to 600"),
         (["--runtime", "-1"], "runtime '-1'"),
         (["--rounds", "0"], "rounds '0' is not a number from 1 to 100"),

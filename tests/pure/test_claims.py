@@ -64,7 +64,7 @@ def test_claims_that_hold_are_true() -> None:
         "true",
         "true",
         "true of glibc's threads, hardly of a pool with one queue",
-        "true of: O_DIRECT write into holes, buffered read, not cached",
+        "true of: write into holes, buffered read",
         "true",
     ]
 
