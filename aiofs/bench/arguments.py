@@ -42,9 +42,9 @@ what the columns say, each the median of the rounds:
 
 how the recommendation is found: in each cell (workload and depth) a driver's
 IOPS is taken as a share of the best one's; the geometric mean of its shares is
-its score. Drivers within the noise of the highest score (half the range of that
-driver's rounds, 3 to 10 %) are level with it; of those, the one with the least
-CPU time per request.
+its score. A driver is level with the best one when it is within 3 % of it, or
+within 10 % and faster in at least one round. Of those that are level, the one
+with the least CPU time per request.
 
 examples:
   aiofs bench disk.img

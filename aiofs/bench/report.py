@@ -88,7 +88,7 @@ def sentences(results: Results, verdict: Verdict) -> Iterator[str]:
     """The verdict: scores, recommendation, auto's choice, and by how much it is wrong."""
     scores = ", ".join(f"{driver} {score:.2f}" for driver, score in verdict.scores.items())
     yield f"Score (share of the best driver's IOPS, geometric mean over all rows): {scores}"
-    yield f"Level with the best: within {verdict.noise:.0%}."
+    yield f"Not clearly slower than the best: {', '.join(verdict.level)}."
     yield f"Best for this image: {verdict.recommended} ({verdict.why})."
     yield f"--aio auto chooses:  {verdict.auto} ({verdict.auto_reason})."
     if verdict.auto == verdict.recommended:
@@ -100,7 +100,7 @@ def sentences(results: Results, verdict: Verdict) -> Iterator[str]:
         each = ", ".join(
             f"{titles[name]} {_apart(share)}" for name, share in verdict.slower_by_workload.items()
         )
-        lead = "auto agrees, within the noise" if verdict.agrees else "auto is wrong"
+        lead = "auto is not clearly wrong" if verdict.agrees else "auto is wrong"
         yield f"{lead}: its driver is {_apart(verdict.slower)} over all ({each})."
 
 

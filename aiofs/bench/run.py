@@ -85,7 +85,10 @@ def measured(driver: str, fd: int, load: Load, name: str) -> Measurement:
         try:
             done = pool.submit(measure, driver, fd, load, stop).result()
         except OSError as error:
-            raise Failed(f"driver {driver} does not open at depth {load.depth}: {error.strerror}") from None
+            raise Failed(
+                f"driver {driver} does not open at depth {load.depth}: {os.strerror(error.errno or 0)}; "
+                "'aiofs drivers' says whether it works, --drivers leaves it out"
+            ) from None
         except BaseException:
             stop.set()  # leaving the pool waits for its end
             raise

@@ -1,9 +1,10 @@
 """Which driver is the best for the image that was measured, and whether `--aio auto` would have chosen it.
 
 Score of a driver: the geometric mean, over all cells (workload and depth), of its IOPS as a share of the
-IOPS of the best driver in that cell. The highest score wins. Drivers whose score is within the noise of it
-(half the range of the winner's rounds, at least 3 and at most 10 percent) are level with it; of those the one
-that uses the least CPU time per request is recommended, for that is left to the guest.
+IOPS of the best driver in that cell. The highest score wins. A driver is level with the winner when it is
+within 3 percent of it, or within 10 percent and faster than it in at least one round: another run might end
+the other way. Of those that are level, the one that uses the least CPU time per request is recommended, for
+that is left to the guest.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from .. import select
 from ..dataplane import drivers
 from .results import Results
 
-LEAST_NOISE, MOST_NOISE = 0.03, 0.10
+LEVEL, PERHAPS_LEVEL = 0.97, 0.90
+"""Shares of the highest score: above the first a driver is level, between them when it won a round."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,8 @@ class Verdict:
 
     scores: dict[str, float]
     """By driver, 0 .. 1, the best first."""
-    noise: float
-    """Scores that differ by a smaller share are level."""
+    level: tuple[str, ...]
+    """The drivers that are not clearly slower than the best one, and that one."""
     recommended: str
     why: str
     auto: str
@@ -55,8 +57,9 @@ def judge(results: Results, auto: tuple[str, str]) -> Verdict:
     """The verdict over everything in `results`, which holds at least one cell."""
     scores = dict(sorted(_scores(results).items(), key=lambda item: -item[1]))
     best = next(iter(scores))
-    noise = _noise(results, best)
-    level = [driver for driver in scores if scores[driver] >= scores[best] * (1 - noise)]
+    level = tuple(
+        driver for driver in scores if _is_level(results, driver, best, scores[driver] / scores[best])
+    )
     recommended = min(level, key=lambda driver: _cpu_us(results, driver))
     name, reason = auto
     by_workload = {
@@ -66,7 +69,7 @@ def judge(results: Results, auto: tuple[str, str]) -> Verdict:
     }
     return Verdict(
         scores=scores,
-        noise=noise,
+        level=level,
         recommended=recommended,
         why=_why(results, best, recommended, level),
         auto=name,
@@ -98,15 +101,16 @@ def _scores(results: Results) -> dict[str, float]:
     return {driver: _mean(share) for driver, share in shares.items()}
 
 
-def _noise(results: Results, driver: str) -> float:
-    """Half the range of the rounds of one driver: each round's IOPS as shares of the medians."""
+def _is_level(results: Results, driver: str, best: str, share: float) -> bool:
+    """`share`: its score as a share of the best one's."""
+    if share >= LEVEL:
+        return True
     rounds: dict[int, list[float]] = {}
     for workload, depth in _cells(results):
-        middle = results.median(driver, workload, depth, "iops")
-        for sample in results.of(driver, workload, depth):
-            rounds.setdefault(sample.round, []).append(sample.iops / middle)
-    scores = [_mean(shares) for shares in rounds.values()]
-    return min(MOST_NOISE, max(LEAST_NOISE, (max(scores) - min(scores)) / 2))
+        pairs = zip(results.of(driver, workload, depth), results.of(best, workload, depth), strict=True)
+        for ours, theirs in pairs:
+            rounds.setdefault(ours.round, []).append(ours.iops / theirs.iops)
+    return share >= PERHAPS_LEVEL and any(_mean(ratios) >= 1 for ratios in rounds.values())
 
 
 def _slower(results: Results, driver: str, than: str, workloads: Sequence[str]) -> float:
