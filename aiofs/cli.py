@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from .bench import arguments as bench_words
 from .config import (
     AUTO,
     DEFAULT_QUEUE_DEPTH,
@@ -38,6 +39,7 @@ examples:
   aiofs mount images/ /mnt/vdisk --aio linux --cache none
   aiofs info /mnt/vdisk                 drivers, cache modes and counters
   aiofs top /mnt/vdisk                  what each image does right now
+  aiofs bench disk.img                  which driver is the fastest for it
   aiofs umount /mnt/vdisk               returns when everything is on disk
 """
 
@@ -222,6 +224,13 @@ def _probe(arguments: argparse.Namespace) -> int:
     return probe.run(paths, cache, arguments.json)
 
 
+def _bench(arguments: argparse.Namespace) -> int:
+    request = bench_words.request(arguments, _path("IMAGE", arguments.image))
+    from .bench.command import bench
+
+    return bench(request)
+
+
 def _path(name: str, text: str) -> Path:
     if not text:
         raise BadInput(f"{name} is empty")
@@ -233,27 +242,39 @@ def _path(name: str, text: str) -> Path:
 # -- the words of argv --
 
 
+Commands = Any
+"""What argparse's add_subparsers returns; its type has no public name."""
+
+_RAW = argparse.RawDescriptionHelpFormatter
+
+
 def _parser() -> argparse.ArgumentParser:
-    form = argparse.RawDescriptionHelpFormatter
     parser = _Parser(
         prog="aiofs",
         description="Serve disk images as files, through batched and merged asynchronous I/O.",
         epilog=_EPILOG,
-        formatter_class=form,
+        formatter_class=_RAW,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="name")
+    for add in (_add_mount, _add_umount, _add_info, _add_probe, _add_top, _add_bench, _add_drivers):
+        add(commands)
+    return parser
 
+
+def _add_mount(commands: Commands) -> None:
     mount = commands.add_parser(
         "mount",
         help="mount images; returns when the mount is ready",
         description="Mount a directory of images, one image, or one block device on a directory.",
         epilog=_MOUNT_EPILOG,
-        formatter_class=form,
+        formatter_class=_RAW,
     )
     _mount_arguments(mount)
     mount.set_defaults(command=_mount)
 
+
+def _add_umount(commands: Commands) -> None:
     umount = commands.add_parser(
         "umount",
         help="unmount; returns when everything is on disk",
@@ -265,6 +286,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     umount.set_defaults(command=_umount)
 
+
+def _add_info(commands: Commands) -> None:
     info = commands.add_parser(
         "info",
         help="what a mount does; without MOUNTPOINT: all aiofs mounts",
@@ -274,6 +297,8 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--json", action="store_true", help="print JSON, for programs")
     info.set_defaults(command=_info)
 
+
+def _add_probe(commands: Commands) -> None:
     probe = commands.add_parser(
         "probe",
         help="which driver --aio auto would take for an image, and why",
@@ -285,19 +310,34 @@ def _parser() -> argparse.ArgumentParser:
     probe.add_argument("--json", action="store_true", help="print JSON, for programs")
     probe.set_defaults(command=_probe)
 
+
+def _add_top(commands: Commands) -> None:
     top = commands.add_parser(
         "top",
         help="what each image does right now: a screen with keys, or text",
         description="Requests, throughput, depth, batches and latency of each image, live.",
         epilog=_TOP_EPILOG,
-        formatter_class=form,
+        formatter_class=_RAW,
     )
     _top_arguments(top)
     top.set_defaults(command=_top)
 
+
+def _add_bench(commands: Commands) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="compare the drivers for one image, without FUSE",
+        description=bench_words.DESCRIPTION,
+        epilog=bench_words.EPILOG,
+        formatter_class=_RAW,
+    )
+    bench_words.add_arguments(bench)
+    bench.set_defaults(command=_bench)
+
+
+def _add_drivers(commands: Commands) -> None:
     drivers = commands.add_parser("drivers", help="the AIO drivers: which work here, and why not")
     drivers.set_defaults(command=_drivers)
-    return parser
 
 
 def _top_arguments(top: argparse.ArgumentParser) -> None:

@@ -192,7 +192,7 @@ def test_help_teaches() -> None:
 
 def test_help_fits_80_columns() -> None:
     """On a terminal of that width."""
-    for words in ([], ["mount"], ["umount"], ["info"], ["top"], ["drivers"]):
+    for words in ([], ["mount"], ["umount"], ["info"], ["top"], ["probe"], ["bench"], ["drivers"]):
         text = run_aiofs(*words, "--help", env={**os.environ, "COLUMNS": "80"}).stdout
         assert max(map(len, text.splitlines())) <= 80, words
 

@@ -11,13 +11,14 @@ from xml.etree import ElementTree
 
 import pytest
 
+from aiofs.bench.results import Spread
 from aiofs.locks import lock_for_writing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 from benchmark import __main__ as command_line
 from benchmark import auto, chart, report
-from benchmark.results import Cell, Costs, Goal, Results, Spread, goals
+from benchmark.results import Cell, Costs, Goal, Results, goals
 from benchmark.run import Plan
 from benchmark.targets import TARGETS, Lab, raw, settle, write_image
 from benchmark.workloads import WORKLOADS, fio_command, read_fio
