@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from aiofs.bench.results import Spread
+
 from . import filesystems
 from .processes import TargetError
-from .results import Results, Spread
+from .results import Results
 from .run import Plan, measure
 from .targets import Lab, Target, aiofs_target
 from .workloads import KIB, Workload
