@@ -65,20 +65,20 @@ class Surroundings:
     source: Source
     machine: Machine
     storage: Storage
-    _blocking: list[Blocking] = field(default_factory=list)
+    _blocking: dict[bool, Blocking] = field(default_factory=dict)
 
     @classmethod
     def of(cls, source: Source, machine: Machine) -> Surroundings:
         """Those of a source that is open."""
         return cls(source, machine, source.storage())
 
-    def blocking(self) -> Blocking:
-        """How direct writes that allocate go here; tried once."""
-        if not self._blocking:
-            self._blocking.append(self._try_blocking())
-        return self._blocking[0]
+    def blocking(self, growing: bool) -> Blocking:
+        """How direct writes go here that fill holes, or make a file longer; each tried once."""
+        if growing not in self._blocking:
+            self._blocking[growing] = self._try_blocking(growing)
+        return self._blocking[growing]
 
-    def _try_blocking(self) -> Blocking:
+    def _try_blocking(self, growing: bool) -> Blocking:
         looked_at = "no live probe"
         if self.source.read_only:
             return Blocking(looked_at, None, "nothing may be written")
@@ -90,7 +90,7 @@ class Surroundings:
                 looked_at, None, f"no temporary file beside it ({os.strerror(error.errno or errno.EIO)})"
             )
         try:
-            return trial.blocking(fd)
+            return trial.blocking(fd, growing)
         except OSError as error:
             return Blocking(
                 looked_at, None, f"a temporary file beside it: {os.strerror(error.errno or errno.EIO)}"
@@ -153,5 +153,5 @@ class ImageEvidence:
         return trial.takes_nowait(self.fd)
 
     def blocking(self) -> Blocking:
-        """As trial.blocking, on a temporary file of the same file system."""
-        return self.surroundings.blocking()
+        """As trial.blocking, on a temporary file of the same file system; an empty image will grow."""
+        return self.surroundings.blocking(growing=self.size == 0)

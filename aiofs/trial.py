@@ -49,13 +49,15 @@ def takes_nowait(fd: int) -> bool:
     return True
 
 
-def blocking(fd: int) -> Blocking:
+def blocking(fd: int, growing: bool) -> Blocking:
     """Submit direct writes that allocate blocks through `linux`, counting how often that made us wait.
 
-    `fd` is an empty temporary file opened with O_DIRECT. Waits are voluntary context switches of this
-    thread (getrusage(2), RUSAGE_THREAD), as Seastar counts them.
+    `fd` is an empty temporary file opened with O_DIRECT; the writes fill holes of it, or make it longer when
+    `growing`. Waits are voluntary context switches of this thread (getrusage(2), RUSAGE_THREAD), as Seastar
+    counts them.
     """
-    os.ftruncate(fd, BLOCKING_WRITES * BLOCKING_STRIDE)
+    if not growing:
+        os.ftruncate(fd, BLOCKING_WRITES * BLOCKING_STRIDE)
     waits = 0
     submitted = 0
     end = time.monotonic() + BLOCKING_LIMIT_S
@@ -69,7 +71,8 @@ def blocking(fd: int) -> Blocking:
             submitted += 1
         queue.flush()
         failed = next((done.result for done in queue.reap() if done.result < 0), 0)
-    looked_at = f"{submitted} direct writes to a temporary file beside it"
+    where = "growing" if growing else "sparse"
+    looked_at = f"{submitted} direct writes to a {where} temporary file beside it"
     if failed:
         return Blocking(looked_at, None, f"writes to a temporary file failed ({os.strerror(-failed)})")
     return Blocking(looked_at, waits / submitted)

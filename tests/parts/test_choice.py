@@ -116,9 +116,12 @@ def test_the_live_probe_leaves_nothing_behind(tmp_path: Path) -> None:
     """Its file has no name, before, while and after."""
     (tmp_path / "a.img").write_bytes(bytes(4096))
     source = Source.open(tmp_path / "a.img", read_only=False)
-    found = evidence.Surroundings.of(source, evidence.Machine.look()).blocking()
+    surroundings = evidence.Surroundings.of(source, evidence.Machine.look())
+    for growing in (False, True):
+        found = surroundings.blocking(growing)
+        assert found.per_io is None or found.per_io >= 0
+        assert surroundings.blocking(growing) is found
     source.close()
-    assert found.per_io is None or found.per_io >= 0
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.img"]
 
 

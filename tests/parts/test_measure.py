@@ -152,13 +152,9 @@ def test_merged_writes_have_the_bytes_of_each_request(name: str, fd: int) -> Non
 
 
 def test_a_driver_that_works_in_the_submitters_thread_is_seen_to(fd: int) -> None:
-    """`sync` spends its time inside submit, `threads` does not."""
-    share = {
-        name: measure(name, fd, load(Op.WRITE, block_size=1 << 16, count=500), Stop())
-        for name in ("sync", "threads")
-    }
-    spent = {name: done.submit_ns / done.elapsed_ns for name, done in share.items()}
-    assert spent["sync"] > spent["threads"]
+    """`sync` spends its time inside submit: all that is done outside is to count."""
+    done = measure("sync", fd, load(Op.WRITE, block_size=1 << 16, count=500), Stop())
+    assert done.submit_ns > done.elapsed_ns / 2
 
 
 @pytest.mark.parametrize(
