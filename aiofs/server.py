@@ -331,6 +331,8 @@ class Server:
             exchange=self._plane.init_exchange(),
             plane=self._plane.counters(),
             latency_limits_ns=LATENCY_LIMITS_NS,
-            images=map(vars, self._table.info()),
+            images=(
+                {**vars(image), "tests": [vars(test) for test in image.tests]} for image in self._table.info()
+            ),
             closed=self._table.closed(),
         )
