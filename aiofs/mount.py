@@ -160,7 +160,10 @@ def _mount(
     from .server import Mounted
 
     options = fusermount.mount_options(
-        str(config.source), allow_other=config.allow_other, read_only=config.read_only
+        str(config.source),
+        allow_other=config.allow_other,
+        read_only=config.read_only,
+        noexec=config.noexec,
     )
     fuse_fd = fusermount.mount(config.mountpoint, options)
     mount = mounttable.mount_at(config.mountpoint)

@@ -1,8 +1,8 @@
 """What the service manager is told: that the mount answers, that it is ending, that the end takes time.
 
 sd_notify(3) promises its protocol to be stable: a datagram of NAME=value lines to the socket that
-NOTIFY_SOCKET names. That is less code than a dependency would cost: the libraries for it wrap libsystemd, which
-has to be on the machine, or have not been kept for years.
+NOTIFY_SOCKET names. That is less code than a dependency would cost: the libraries for it wrap libsystemd,
+which has to be on the machine, or have not been kept for years.
 
 Only a server in the foreground speaks: one in the background is not the process that somebody started as
 a service.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from loops import Loops
+from namespace import Namespace, why_not
 from working import DRIVERS, require_driver
 
 
@@ -47,6 +48,21 @@ def below(tmp_path: Path) -> Iterator[Loops]:
 def loops(tmp_path: Path) -> Iterator[Loops]:
     """Loop devices on a mount's images: name it after `mounted`, so that it is taken away before."""
     yield from _loops(tmp_path)
+
+
+@pytest.fixture
+def namespace(tmp_path: Path) -> Iterator[Namespace]:
+    """A mount namespace of the test's own."""
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    directory = tmp_path / "namespace"
+    directory.mkdir()
+    made = Namespace(directory)
+    if not made.works:
+        pytest.skip("unshare(1) cannot make a mount namespace here")
+    yield made
+    made.close()
 
 
 def _loops(directory: Path) -> Iterator[Loops]:
