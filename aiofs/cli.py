@@ -33,6 +33,8 @@ examples:
   aiofs mount images/ /mnt/vdisk        each image in images/ is a file there
   aiofs mount disk.img /mnt/vdisk       one image: /mnt/vdisk/disk.img
   aiofs mount images/ /mnt/vdisk --aio linux --cache none
+  aiofs attach /mnt/vdisk/disk.img      a loop device on it: prints /dev/loopN
+  aiofs detach /mnt/vdisk/disk.img      takes it away again
   aiofs info /mnt/vdisk                 drivers, cache modes and counters
   aiofs umount /mnt/vdisk               returns when everything is on disk
 """
@@ -53,7 +55,7 @@ examples:
   aiofs mount images/ /mnt/vdisk --aio threads --cache writeback --read-only
   aiofs mount /dev/vg0/guest /mnt/vdisk --queue-depth {DEFAULT_QUEUE_DEPTH * 2}
   aiofs mount images/ /mnt/vdisk --foreground --log-level debug
-  losetup --find --show --direct-io=on /mnt/vdisk/disk.img
+  aiofs attach /mnt/vdisk/disk.img
 
 exit status: 0 ready, or ended well; 1 it failed; 2 bad input.
 """
@@ -120,7 +122,21 @@ def _mount(arguments: argparse.Namespace) -> int:
 def _umount(arguments: argparse.Namespace) -> int:
     from .umount import umount
 
-    return umount(_path("MOUNTPOINT", arguments.mountpoint), lazy=arguments.lazy)
+    path = _path("MOUNTPOINT", arguments.mountpoint)
+    return umount(path, lazy=arguments.lazy, detach=arguments.detach)
+
+
+def _attach(arguments: argparse.Namespace) -> int:
+    from .attach import attach
+
+    path = _path("IMAGE", arguments.image)
+    return attach(path, read_only=arguments.read_only, partitions=arguments.partitions)
+
+
+def _detach(arguments: argparse.Namespace) -> int:
+    from .detach import detach
+
+    return detach(_path("IMAGE", arguments.image))
 
 
 def _info(arguments: argparse.Namespace) -> int:
@@ -221,7 +237,11 @@ def _parser() -> argparse.ArgumentParser:
     umount.add_argument(
         "--lazy", action="store_true", help="detach a busy mount now, do not wait for its end"
     )
+    umount.add_argument(
+        "--detach", action="store_true", help="first detach the loop devices on its images (needs root)"
+    )
     umount.set_defaults(command=_umount)
+    _loop_commands(commands)
 
     info = commands.add_parser(
         "info",
@@ -246,6 +266,29 @@ def _parser() -> argparse.ArgumentParser:
     drivers = commands.add_parser("drivers", help="the AIO drivers: which work here, and why not")
     drivers.set_defaults(command=_drivers)
     return parser
+
+
+def _loop_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
+    attach = commands.add_parser(
+        "attach",
+        help="a loop device on an image; prints /dev/loopN (needs root)",
+        description="Attach an image of a mount to a loop device: with direct I/O, sectors of the image's "
+        "block size, and requests no larger than FUSE takes. Prints the device.",
+    )
+    attach.add_argument("image", metavar="IMAGE", help="a file on an aiofs mount")
+    attach.add_argument("--read-only", action="store_true", help="the device cannot be written to")
+    attach.add_argument(
+        "--partitions", action="store_true", help="look for partitions, and print their devices too"
+    )
+    attach.set_defaults(command=_attach)
+
+    detach = commands.add_parser(
+        "detach",
+        help="take it away again; returns when it is gone (needs root)",
+        description="Detach a loop device, or all of an image. One that is in use is refused.",
+    )
+    detach.add_argument("image", metavar="IMAGE|DEVICE", help="the image, or /dev/loopN")
+    detach.set_defaults(command=_detach)
 
 
 def _mount_arguments(mount: argparse.ArgumentParser) -> None:
