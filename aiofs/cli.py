@@ -140,7 +140,7 @@ def _detach(arguments: argparse.Namespace) -> int:
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    from . import info, mounttable
+    from . import attachments, info, mounttable
 
     if arguments.mountpoint is not None:
         path = _path("MOUNTPOINT", arguments.mountpoint)
@@ -148,12 +148,15 @@ def _info(arguments: argparse.Namespace) -> int:
         if mount is None or not mount.is_aiofs:
             raise BadInput(f"{path} is not an aiofs mount; 'aiofs info' lists them")
         told = info.read(mount.mountpoint)
+        attached = attachments.told(mount)
         if arguments.json:
-            print(json.dumps(told, indent=2))
+            print(json.dumps({**told, "attached": attached}, indent=2))
             return 0
         from . import explain
 
         print(info.describe(told))
+        if attached:
+            print("\n".join(["", *attachments.table(attached)]))
         for decision in info.decisions(told):
             print()
             explain.show([decision])
@@ -161,7 +164,8 @@ def _info(arguments: argparse.Namespace) -> int:
     found: list[tuple[mounttable.Mount, dict[str, Any] | info.Unreadable]] = []
     for mount in mounttable.aiofs_mounts():
         try:
-            found.append((mount, info.read(mount.mountpoint, timeout_s=2.0)))
+            told = info.read(mount.mountpoint, timeout_s=2.0)
+            found.append((mount, {**told, "attached": attachments.told(mount)}))
         except info.Unreadable as error:
             found.append((mount, error))
     if arguments.json:

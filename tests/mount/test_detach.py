@@ -15,7 +15,7 @@ from loops import Loops, run
 from mounting import MountedFs, is_mounted, run_aiofs, unmount
 from waiting import wait_until
 
-from aiofs import loopdevices
+from aiofs import attachments, loopdevices
 
 Mounting = Callable[..., MountedFs]
 MIB = 1 << 20
@@ -169,3 +169,41 @@ def test_a_dead_mount_is_cleared_of_devices(disk: Path, mountpoint: Path, attach
     assert "whether everything is on disk is not known" in done.stderr
     assert devices(mountpoint) == []
     assert not is_mounted(mountpoint)
+
+
+def test_info_lists_what_is_attached(mounted: Mounting, attach: Attaching, loops: Loops, disk: Path) -> None:
+    """Device, image, mode, and what is mounted from it; --json adds them to what info.json holds."""
+    fs = mounted(disk.parent)
+    assert json.loads(run_aiofs("info", "--json", fs.path).stdout)["attached"] == []
+    assert "ATTACHED" not in run_aiofs("info", fs.path).stdout
+    node = attach(fs.path / "disk.img")
+    run("mkfs.ext4", "-q", node)
+    there = loops.mount(node, "disk")
+    [entry] = json.loads(run_aiofs("info", "--json", fs.path).stdout)["attached"]
+    assert set(entry) == set(attachments.FIELDS)
+    assert (entry["device"], entry["image"], entry["size"]) == (str(node), "disk.img", 32 * MIB)
+    assert entry["used_by"] == [f"mount {there}: ext4"]
+    lines = run_aiofs("info", fs.path).stdout.splitlines()
+    [header] = [line for line in lines if line.startswith("  ATTACHED")]
+    assert lines[lines.index(header) + 1].split()[:5] == ["disk.img", str(node), "rw", "32", "MiB"]
+    assert "attached" not in fs.info()
+
+
+def test_a_mount_in_the_place_of_another_has_none_of_its_devices(
+    mounted: Mounting, attach: Attaching, disk: Path, tmp_path: Path
+) -> None:
+    """The path of a device on a lazily detached mount is that of an image of the new one: numbers decide."""
+    first = mounted(disk.parent)
+    node = attach(first.path / "disk.img")
+    assert unmount(first.path, lazy=True).returncode == 0
+    source = tmp_path / "second"
+    source.mkdir()
+    shutil.copyfile(disk, source / "disk.img")
+    second = mounted(source, path=first.path)
+    assert json.loads(run_aiofs("info", "--json", second.path).stdout)["attached"] == []
+    new = attach(second.path / "disk.img")
+    assert new != node
+    assert run_aiofs("umount", "--detach", second.path).returncode == 0
+    assert second.wait() == 0
+    run("losetup", "--detach", node)
+    assert first.wait() == 0
