@@ -88,7 +88,8 @@ def test_an_image_is_attached_for_writing_once(mounted: Mounting, attach: Attach
     assert len(devices(fs.path)) == 1
 
 
-def test_of_many_at_once_one_attaches(mounted: Mounting, attach: Attaching, disk: Path) -> None:
+@pytest.mark.usefixtures("attach")
+def test_of_many_at_once_one_attaches(mounted: Mounting, disk: Path) -> None:
     """Six start together on one image: one device, five refusals that name it."""
     fs = mounted(disk.parent)
     with ThreadPoolExecutor(6) as pool:
@@ -96,7 +97,6 @@ def test_of_many_at_once_one_attaches(mounted: Mounting, attach: Attaching, disk
     [won] = [one for one in done if one.returncode == 0]
     assert all(won.stdout.strip() in one.stderr for one in done if one is not won)
     assert [str(device.node) for device in devices(fs.path)] == [won.stdout.strip()]
-    assert attach is not None
 
 
 def test_many_images_at_once_get_a_device_each(mounted: Mounting, attach: Attaching, disk: Path) -> None:
@@ -137,9 +137,8 @@ def test_partitions_are_printed(mounted: Mounting, disk: Path) -> None:
 # -- what is refused --
 
 
-def test_what_cannot_be_attached_says_why(
-    mounted: Mounting, attach: Attaching, disk: Path, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("attach")
+def test_what_cannot_be_attached_says_why(mounted: Mounting, disk: Path, tmp_path: Path) -> None:
     """Each with the thing, and the way out; nothing is attached."""
     (disk.parent / "odd.img").write_bytes(bytes(5000))
     (disk.parent / "empty.img").touch()
@@ -159,7 +158,6 @@ def test_what_cannot_be_attached_says_why(
         assert says in refused("attach", path)
     assert "IMAGE is empty" in refused("attach", "")
     assert devices(tmp_path) == []
-    assert attach is not None
 
 
 def test_an_image_that_is_locked_is_refused(mounted: Mounting, attach: Attaching, disk: Path) -> None:

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from attaching import Attaching, devices, refused
 from loops import Loops, run
 from mounting import MountedFs, is_mounted, run_aiofs, unmount
@@ -85,8 +86,9 @@ def test_a_claim_that_cannot_be_seen_keeps_a_device(mounted: Mounting, attach: A
     assert run_aiofs("detach", node).returncode == 0
 
 
+@pytest.mark.usefixtures("attach")
 def test_what_cannot_be_detached_says_why(
-    mounted: Mounting, attach: Attaching, loops: Loops, disk: Path, tmp_path: Path
+    mounted: Mounting, loops: Loops, disk: Path, tmp_path: Path
 ) -> None:
     """Devices that are none of ours are left alone."""
     fs = mounted(disk.parent)
@@ -103,7 +105,6 @@ def test_what_cannot_be_detached_says_why(
     }
     for word, says in cases.items():
         assert says in refused("detach", word)
-    assert attach is not None
 
 
 # -- the mount above --

@@ -97,3 +97,16 @@ def test_a_mountpoint_of_somebody_else_is_refused(user: Command, home: Path) -> 
     done = user(*AIOFS, "mount", home / "images", "/usr")
     assert done.returncode == 2
     assert "use a mountpoint that you may write to" in done.stderr
+
+
+def test_loop_devices_are_for_root(user: Command, namespace: Namespace, home: Path) -> None:
+    """A user is told so; and root, that it may not use a user's images without --allow-other."""
+    image = home / "mnt" / "disk.img"
+    assert user(*AIOFS, "mount", home / "images", home / "mnt").returncode == 0
+    done = user(*AIOFS, "attach", image)
+    assert done.returncode == 2
+    assert "'aiofs attach' needs root, because loop devices do: sudo aiofs attach" in done.stderr
+    done = namespace.run(*AIOFS, "attach", image)
+    assert done.returncode == 2
+    assert "mounted by another user without --allow-other, so root may not use its images" in done.stderr
+    assert user(*AIOFS, "umount", "--detach", home / "mnt").returncode == 0
