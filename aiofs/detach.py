@@ -47,8 +47,9 @@ def _named(path: Path) -> list[LoopDevice]:
     if re.fullmatch(r"loop\d+(p\d+)?", path.name) and path.parent == Path("/dev"):
         return [_device(path)]
     mount = attach.mount_of_image(path)
-    devices = loopdevices.on_mount(mount)
-    found = loopdevices.image_devices(devices, path, _file_of(path, mount))
+    file = _file_of(path, mount)
+    devices = loopdevices.on_mount(mount, answers=file is not None)
+    found = loopdevices.image_devices(devices, path, file)
     if not found:
         raise BadInput(f"{path} is not attached; 'aiofs info {mount.mountpoint}' lists what is")
     return found
@@ -70,10 +71,14 @@ def _device(node: Path) -> LoopDevice:
     whole = re.sub(r"(?<=\d)p\d+$", "", node.name)
     if whole != node.name:
         raise BadInput(f"{node} is a partition; detach the whole device: aiofs detach /dev/{whole}")
-    device = loopdevices.identify(whole)
+    device = loopdevices.find(whole)
     if device is None:
         raise BadInput(f"{node} is not attached to anything; 'aiofs info MOUNTPOINT' lists what is")
-    if not any(device.is_on(mount) for mount in mounttable.aiofs_mounts()):
+    mounts = mounttable.aiofs_mounts()
+    if not any(device.is_on(mount) for mount in mounts):
+        # Through a bind mount its numbers tell, which are not asked for needlessly: its server may hang.
+        device = loopdevices.identify(whole) or device
+    if not any(device.is_on(mount) for mount in mounts):
         raise BadInput(
             f"{node} is on {device.backing}, which is on no aiofs mount; detach it: losetup --detach {node}"
         )

@@ -93,9 +93,12 @@ def identified() -> list[LoopDevice]:
     return [replace(device, file=told.get(device.name)) for device in devices]
 
 
-def on_mount(mount: Mount) -> list[LoopDevice]:
-    """Those on files of a mount."""
-    return [device for device in identified() if device.is_on(mount)]
+def on_mount(mount: Mount, *, answers: bool = True) -> list[LoopDevice]:
+    """Those on files of a mount; by their paths when its server is known not to answer.
+
+    Asking it all the same would keep the devices open for as long as it does not.
+    """
+    return [device for device in (identified() if answers else attached()) if device.is_on(mount)]
 
 
 def identify(name: str) -> LoopDevice | None:

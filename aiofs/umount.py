@@ -37,13 +37,13 @@ def umount(mountpoint: Path, *, lazy: bool = False, detach: bool = False) -> int
     `detach`: first take away the loop devices on its images, unless they are in use.
     """
     mount = _find(mountpoint)
-    if detach:
-        _detach_devices(mount)
     server, unknown = None, ""
     try:
         server = _server_of(mount)
     except info.Unreadable as error:
         unknown = str(error)
+    if detach:
+        _detach_devices(mount, answers=server is not None)
     match fusermount.unmount(mount.mountpoint, lazy=lazy):
         case Unmounting.BUSY:
             raise AiofsError(_busy(mount))
@@ -77,11 +77,11 @@ def _find(path: Path) -> Mount:
     raise BadInput(f"{path} is not mounted; 'aiofs info' lists the aiofs mounts")
 
 
-def _detach_devices(mount: Mount) -> None:
+def _detach_devices(mount: Mount, *, answers: bool) -> None:
     from . import losetup
     from .detach import detach_all
 
-    devices = loopdevices.on_mount(mount)
+    devices = loopdevices.on_mount(mount, answers=answers)
     if devices:
         losetup.need_root("umount --detach")
         detach_all(devices)

@@ -172,6 +172,35 @@ def test_a_dead_mount_is_cleared_of_devices(disk: Path, mountpoint: Path, attach
     assert not is_mounted(mountpoint)
 
 
+def test_a_server_that_hangs_keeps_no_device(mounted: Mounting, attach: Attaching, disk: Path) -> None:
+    """Nothing is asked of it: the device goes at once."""
+    fs = mounted(disk.parent)
+    node = attach(fs.path / "disk.img")
+    fs.signal(signal.SIGSTOP)
+    try:
+        done = run_aiofs("detach", node)
+    finally:
+        fs.signal(signal.SIGCONT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert devices(fs.path) == []
+
+
+def test_a_bind_mount_hides_no_device(
+    mounted: Mounting, attach: Attaching, loops: Loops, disk: Path, tmp_path: Path
+) -> None:
+    """Attached through it, the image is the same one: listed, refused twice, detached with the mount."""
+    fs = mounted(disk.parent)
+    bound = loops.mount(fs.path, "bound", "--bind")
+    node = attach(bound / "disk.img")
+    try:
+        [entry] = json.loads(run_aiofs("info", "--json", fs.path).stdout)["attached"]
+        assert entry["device"] == str(node)
+        assert f"attached already, read-write, as {node}" in refused("attach", fs.path / "disk.img")
+    finally:
+        assert run_aiofs("detach", node).returncode == 0
+    assert devices(tmp_path) == []
+
+
 def test_info_lists_what_is_attached(mounted: Mounting, attach: Attaching, loops: Loops, disk: Path) -> None:
     """Device, image, mode, and what is mounted from it; --json adds them to what info.json holds."""
     fs = mounted(disk.parent)
