@@ -133,8 +133,7 @@ def _others(path: Path, file: tuple[int, int], read_only: bool) -> list[LoopDevi
 
 def _sector_bytes(path: Path, mount: Mount) -> int:
     """The image's block size as the server knows it, in the bounds of the loop driver."""
-    # A link on the way is followed, as the kernel has done; the image's own name is no link.
-    inside = path.parent.resolve() / path.name
+    inside = path.resolve()
     images = info.read(mount.mountpoint)["images"]
     named = (image["block_size"] for image in images if mount.mountpoint / image["path"] == inside)
     return min(max(next(named, MIN_SECTOR_BYTES), MIN_SECTOR_BYTES), MAX_SECTOR_BYTES)

@@ -46,14 +46,16 @@ def test_a_device_fits_the_mount(mounted: Mounting, attach: Attaching, disk: Pat
 def test_sectors_are_as_large_as_the_image_needs(
     below: Loops, mounted: Mounting, attach: Attaching, tmp_path: Path
 ) -> None:
-    """An image on a device of 4 KiB sectors gets the same, so that nothing is read before it is written."""
+    """An image on a device of 4 KiB sectors gets the same, also through a link."""
     backing = tmp_path / "backing"
     backing.write_bytes(bytes(8 * MIB))
     big = below.attach(backing, "--sector-size", "4096")
     if run("blockdev", "--getss", big).strip() != "4096":
         pytest.skip("this kernel has no loop devices with sectors of 4 KiB")
     fs = mounted(big, "--cache", "none")
-    node = attach(fs.path / big.name)
+    link = tmp_path / "link"
+    link.symlink_to(fs.path / big.name)
+    node = attach(link)
     assert run("blockdev", "--getss", node).strip() == "4096"
     run("mkfs.ext4", "-q", node)
     [entry] = fs.info()["images"]
