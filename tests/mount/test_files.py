@@ -118,7 +118,7 @@ def test_the_info_file_is_hidden_but_there(fs: MountedFs) -> None:
     """Not listed, found by name, readable by chunks, and not to be changed or replaced."""
     info = fs.path / ".aiofs/info.json"
     assert ".aiofs" not in names_in(fs.path)
-    assert names_in(fs.path / ".aiofs") == ["info.json"]
+    assert names_in(fs.path / ".aiofs") == ["info.json", "metrics"]
     with info.open("rb", buffering=100) as file:
         assert json.load(file)["source"] == str(fs.source)
     for change in (info.unlink, (fs.path / ".aiofs").rmdir, lambda: info.write_bytes(b"x")):
