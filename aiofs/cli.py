@@ -12,8 +12,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from .bench import arguments as bench_words
 from .config import (
     AUTO,
     DEFAULT_QUEUE_DEPTH,
@@ -27,6 +28,9 @@ from .config import (
 )
 from .errors import AiofsError, BadInput
 
+if TYPE_CHECKING:
+    from .mounttable import Mount
+
 _EPILOG = """\
 examples:
   aiofs drivers                         which AIO drivers work here, or why not
@@ -36,6 +40,8 @@ examples:
   aiofs attach /mnt/vdisk/disk.img      a loop device on it: prints /dev/loopN
   aiofs detach /mnt/vdisk/disk.img      takes it away again
   aiofs info /mnt/vdisk                 drivers, cache modes and counters
+  aiofs top /mnt/vdisk                  what each image does right now
+  aiofs bench disk.img                  which driver is the fastest for it
   aiofs umount /mnt/vdisk               returns when everything is on disk
 """
 
@@ -58,6 +64,27 @@ examples:
   aiofs attach /mnt/vdisk/disk.img
 
 exit status: 0 ready, or ended well; 1 it failed; 2 bad input.
+"""
+
+_TOP_EPILOG = """\
+columns, for each image and the last interval:
+  IOPS    requests of the kernel a second: reads, writes, fsyncs
+  READ    reads, of the reads and writes
+  MB/S    megabytes (10^6 bytes) read and written a second
+  DEPTH   requests in work, on average
+  BATCH   I/Os of this image in one submit, on average
+  MERGED  reads and writes that joined the I/O of another one
+  P50 P99 half, and all but one percent, of the reads and writes took no longer
+An image whose requests fail, or whose fsync has failed, is marked with !.
+
+keys: 1-9 sort by a column, < > the column beside, r reverse, q or Ctrl-C quit
+
+examples:
+  aiofs top /mnt/vdisk
+  aiofs top /mnt/vdisk --batch --interval 5 --count 12 > minute.txt
+
+exit status: 0 ended by q, Ctrl-C or --count; 1 the mount does not answer, or
+has been unmounted; 2 bad input.
 """
 
 
@@ -143,10 +170,7 @@ def _info(arguments: argparse.Namespace) -> int:
     from . import attachments, info, mounttable
 
     if arguments.mountpoint is not None:
-        path = _path("MOUNTPOINT", arguments.mountpoint)
-        mount = mounttable.mount_at(path)
-        if mount is None or not mount.is_aiofs:
-            raise BadInput(f"{path} is not an aiofs mount; 'aiofs info' lists them")
+        mount = _aiofs_mount(arguments.mountpoint)
         told = info.read(mount.mountpoint)
         attached = attachments.told(mount)
         if arguments.json:
@@ -180,6 +204,27 @@ def _info(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _top(arguments: argparse.Namespace) -> int:
+    from . import top
+
+    options = top.Options(
+        interval_s=top.parse_interval(arguments.interval),
+        batch=arguments.batch,
+        count=None if arguments.count is None else top.parse_count(arguments.count),
+    )
+    return top.run(_aiofs_mount(arguments.mountpoint), options)
+
+
+def _aiofs_mount(text: str) -> Mount:
+    from . import mounttable
+
+    path = _path("MOUNTPOINT", text)
+    mount = mounttable.mount_at(path)
+    if mount is None or not mount.is_aiofs:
+        raise BadInput(f"{path} is not an aiofs mount; 'aiofs info' lists them")
+    return mount
+
+
 def _drivers(_: argparse.Namespace) -> int:
     from .dataplane import drivers
 
@@ -200,6 +245,13 @@ def _probe(arguments: argparse.Namespace) -> int:
     return probe.run(paths, cache, arguments.json)
 
 
+def _bench(arguments: argparse.Namespace) -> int:
+    request = bench_words.request(arguments, _path("IMAGE", arguments.image))
+    from .bench.command import bench
+
+    return bench(request)
+
+
 def _path(name: str, text: str) -> Path:
     if not text:
         raise BadInput(f"{name} is empty")
@@ -211,27 +263,49 @@ def _path(name: str, text: str) -> Path:
 # -- the words of argv --
 
 
+Commands = Any
+"""What argparse's add_subparsers returns; its type has no public name."""
+
+_RAW = argparse.RawDescriptionHelpFormatter
+
+
 def _parser() -> argparse.ArgumentParser:
-    form = argparse.RawDescriptionHelpFormatter
     parser = _Parser(
         prog="aiofs",
         description="Serve disk images as files, through batched and merged asynchronous I/O.",
         epilog=_EPILOG,
-        formatter_class=form,
+        formatter_class=_RAW,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="name")
+    for add in (
+        _add_mount,
+        _add_umount,
+        _add_attach,
+        _add_detach,
+        _add_info,
+        _add_top,
+        _add_probe,
+        _add_bench,
+        _add_drivers,
+    ):
+        add(commands)
+    return parser
 
+
+def _add_mount(commands: Commands) -> None:
     mount = commands.add_parser(
         "mount",
         help="mount images; returns when the mount is ready",
         description="Mount a directory of images, one image, or one block device on a directory.",
         epilog=_MOUNT_EPILOG,
-        formatter_class=form,
+        formatter_class=_RAW,
     )
     _mount_arguments(mount)
     mount.set_defaults(command=_mount)
 
+
+def _add_umount(commands: Commands) -> None:
     umount = commands.add_parser(
         "umount",
         help="unmount; returns when everything is on disk",
@@ -245,34 +319,9 @@ def _parser() -> argparse.ArgumentParser:
         "--detach", action="store_true", help="first detach the loop devices on its images (needs root)"
     )
     umount.set_defaults(command=_umount)
-    _loop_commands(commands)
-
-    info = commands.add_parser(
-        "info",
-        help="what a mount does; without MOUNTPOINT: all aiofs mounts",
-        description="Driver, cache mode, counters of a mount and of its open images.",
-    )
-    info.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?")
-    info.add_argument("--json", action="store_true", help="print JSON, for programs")
-    info.set_defaults(command=_info)
-
-    probe = commands.add_parser(
-        "probe",
-        help="which driver --aio auto would take for an image, and why",
-        description="Run the tests of --aio auto on images, block devices or directories, without mounting "
-        "or changing them. A directory is tried with one of its images, or a temporary file.",
-    )
-    probe.add_argument("paths", metavar="PATH", nargs="+")
-    probe.add_argument("--cache", metavar="MODE", help="decide for this cache mode; " + ", ".join(CacheMode))
-    probe.add_argument("--json", action="store_true", help="print JSON, for programs")
-    probe.set_defaults(command=_probe)
-
-    drivers = commands.add_parser("drivers", help="the AIO drivers: which work here, and why not")
-    drivers.set_defaults(command=_drivers)
-    return parser
 
 
-def _loop_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_attach(commands: Commands) -> None:
     attach = commands.add_parser(
         "attach",
         help="a loop device on an image; prints /dev/loopN (needs root)",
@@ -286,6 +335,8 @@ def _loop_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     attach.set_defaults(command=_attach)
 
+
+def _add_detach(commands: Commands) -> None:
     detach = commands.add_parser(
         "detach",
         help="take it away again; returns when it is gone (needs root)",
@@ -293,6 +344,72 @@ def _loop_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     detach.add_argument("image", metavar="IMAGE|DEVICE", help="the image, or /dev/loopN")
     detach.set_defaults(command=_detach)
+
+
+def _add_info(commands: Commands) -> None:
+    info = commands.add_parser(
+        "info",
+        help="what a mount does; without MOUNTPOINT: all aiofs mounts",
+        description="Driver, cache mode, counters of a mount and of its open images.",
+    )
+    info.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?")
+    info.add_argument("--json", action="store_true", help="print JSON, for programs")
+    info.set_defaults(command=_info)
+
+
+def _add_probe(commands: Commands) -> None:
+    probe = commands.add_parser(
+        "probe",
+        help="which driver --aio auto would take for an image, and why",
+        description="Run the tests of --aio auto on images, block devices or directories, without mounting "
+        "or changing them. A directory is tried with one of its images, or a temporary file.",
+    )
+    probe.add_argument("paths", metavar="PATH", nargs="+")
+    probe.add_argument("--cache", metavar="MODE", help="decide for this cache mode; " + ", ".join(CacheMode))
+    probe.add_argument("--json", action="store_true", help="print JSON, for programs")
+    probe.set_defaults(command=_probe)
+
+
+def _add_top(commands: Commands) -> None:
+    top = commands.add_parser(
+        "top",
+        help="what each image does right now: a screen with keys, or text",
+        description="Requests, throughput, depth, batches and latency of each image, live.",
+        epilog=_TOP_EPILOG,
+        formatter_class=_RAW,
+    )
+    _top_arguments(top)
+    top.set_defaults(command=_top)
+
+
+def _add_bench(commands: Commands) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="compare the drivers for one image, without FUSE",
+        description=bench_words.DESCRIPTION,
+        epilog=bench_words.EPILOG,
+        formatter_class=_RAW,
+    )
+    bench_words.add_arguments(bench)
+    bench.set_defaults(command=_bench)
+
+
+def _add_drivers(commands: Commands) -> None:
+    drivers = commands.add_parser("drivers", help="the AIO drivers: which work here, and why not")
+    drivers.set_defaults(command=_drivers)
+
+
+def _top_arguments(top: argparse.ArgumentParser) -> None:
+    add = top.add_argument
+    add("mountpoint", metavar="MOUNTPOINT")
+    add("--interval", metavar="S", default="1", help="seconds between two looks, 0.1 to 3600 (default 1)")
+    add(
+        "-b",
+        "--batch",
+        action="store_true",
+        help="print text, no screen (default where there is no terminal)",
+    )
+    add("-n", "--count", metavar="N", help="end after N intervals")
 
 
 def _mount_arguments(mount: argparse.ArgumentParser) -> None:

@@ -7,9 +7,11 @@ is kept: a directory of 10,000 images is not probed one by one.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import resource
+import sys
 from dataclasses import dataclass, field
 
 from . import trial
@@ -17,6 +19,10 @@ from .dataplane import DriverStatus, drivers, system
 from .select import Blocking, Direct
 from .source import Source
 from .storage import Storage
+
+_FS_IOC_GETFLAGS = 0x80086601
+_FS_NOCOW_FL = 0x00800000
+"""linux/fs.h: the attributes of a file, and that of chattr +C."""
 
 
 def kernel_version(release: str | None = None) -> tuple[int, int]:
@@ -121,6 +127,18 @@ class ImageEvidence:
     def storage(self) -> Storage:
         """What holds the image."""
         return self.surroundings.storage
+
+    @property
+    def copies_on_write(self) -> bool:
+        """The file system does, and the file was not exempted (chattr +C)."""
+        return self.storage.copies_on_write and not self._is_exempt()
+
+    def _is_exempt(self) -> bool:
+        try:
+            flags = fcntl.ioctl(self.fd, _FS_IOC_GETFLAGS, bytes(8))
+        except OSError:  # a file system without such flags
+            return False
+        return bool(int.from_bytes(flags[:4], sys.byteorder) & _FS_NOCOW_FL)
 
     def status(self, driver: str) -> DriverStatus:
         """The probe of a driver on this machine."""

@@ -30,7 +30,7 @@ from .dataplane.system import FileStat
 from .directio import DirectRefused, DirectUnsupported, check_direct
 from .nodes import Node, NodeTable
 from .pagecache import Stamps
-from .select import Decision, Direct, Test
+from .select import Decision, Direct
 from .source import Kind, Source
 from .tallies import Tallies
 
@@ -95,6 +95,7 @@ class OpenImage:
             block_size=self.block_size,
             no_fsync=not self.cache.honours_fsync,
             block_device=self.block_device,
+            writes_by_threads=self.decision.writes_by_threads,
             sticky_error=sticky_error,
             counters=self.counters,
         )
@@ -123,10 +124,12 @@ class ImageInfo:
     name: str
     path: str
     """Its name in the mount."""
+    node: int
+    """Its inode number, which stays when it is renamed."""
     driver: str
     driver_reason: str
-    tests: tuple[Test, ...]
-    """What led to the driver."""
+    tests: list[dict[str, Any]]
+    """What led to the driver: the fields of each select.Test."""
     cache: CacheMode
     block_size: int
     slot: int
@@ -422,9 +425,10 @@ class ImageTable:
             ImageInfo(
                 name=image.name,
                 path=self.nodes.path(image.node),
+                node=image.node.ino,
                 driver=image.decision.driver,
                 driver_reason=image.decision.reason,
-                tests=image.decision.tests,
+                tests=[vars(test) for test in image.decision.tests],
                 cache=image.cache,
                 block_size=image.block_size,
                 slot=image.slot,
@@ -438,14 +442,15 @@ class ImageTable:
         ]
 
     def closed(self) -> list[dict[str, Any]]:
-        """Images that were open earlier: name, path in the mount, counters; for the info file."""
+        """Images that were open earlier: names, inode number, counters; for the info file."""
         told = []
         for tally in self._tallies:
             node = self.nodes.find(tally.ino)
             name, path = tally.name, tally.path
             if node is not None and node.generation == tally.generation:
                 name, path = self.nodes.display(node), self.nodes.path(node)
-            told.append({"name": name, "path": path, "counters": tally.counters.read()})
+            counters = tally.counters.read()
+            told.append({"name": name, "path": path, "node": tally.ino, "counters": counters})
         return told
 
     def _sticky_error(self, node: Node) -> int:

@@ -51,14 +51,14 @@ FIELDS: Mapping[str, str] = {
     "of 2^k to 2^(k+1)-1 ios; sleeps, and looks: sleeps avoided by looking a little longer; in_flight now",
     "latency_limits_ns": "the longest latency of each bucket of the images' latencies, in ns; one bucket "
     "more, inf, has no limit",
-    "images": "the open images, one entry each: its name, path in the mount, driver and driver_reason, the "
-    "tests that led to it (name, looked_at, verdict yes, no or noted, reason, and the driver that a test is "
-    "about), cache mode, block size and counters since the mount began, over all opens (requests_*: by the "
-    "kernel; ios_*: handed to the driver; batches: submits with at least one io of it; merged: requests that "
-    "joined another one's io; bytes_*; errors: requests answered with an errno; waits: for an overlapping "
-    "request; unaligned: padded; retries; in_flight now; sticky_error: of a failed fsync; latency: of "
-    "answered requests, by operation: sum_ns, and requests by the limit of their bucket in ns)",
-    "closed": "images that were open earlier, the last 1,024: name, path and counters",
+    "images": "the open images, one entry each: its name, path in the mount, node (inode number), driver and "
+    "driver_reason, the tests that led to it (name, looked_at, verdict yes, no or noted, reason, and the "
+    "driver that a test is about), cache mode, block size and counters since the mount began, over all opens "
+    "(requests_*: by the kernel; ios_*: handed to the driver; batches: submits with at least one io of it; "
+    "merged: requests that joined another one's io; bytes_*; errors: requests answered with an errno; waits: "
+    "for an overlapping request; unaligned: padded; retries; in_flight now; sticky_error: of a failed fsync; "
+    "latency: of answered requests, by operation: sum_ns, and requests by the limit of their bucket in ns)",
+    "closed": "images that were open earlier, the last 1,024: name, path, node and counters",
 }
 """Every field of info.json. Fields are added, never renamed; a reader ignores those it does not know."""
 

@@ -59,6 +59,8 @@ class Decision:
     driver: str
     reason: str
     tests: tuple[Test, ...] = ()
+    writes_by_threads: bool = False
+    """Writes go to a pool of threads beside the driver."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,10 @@ class Evidence(Protocol):
     @property
     def allocated(self) -> int:
         """Bytes of the image that the file system has given it."""
+
+    @property
+    def copies_on_write(self) -> bool:
+        """Each write of this image takes new blocks."""
 
     @property
     def read_only(self) -> bool:
@@ -205,6 +211,15 @@ def uring_trial(evidence: Evidence) -> Test:
     return Test(name, looked_at, Verdict.YES, "read, with no kernel worker")
 
 
+def uring_writes(evidence: Evidence) -> Test:
+    """Writes are done in place too; where each needs new blocks, a kernel worker does them in turn."""
+    name = "writes"
+    if evidence.copies_on_write and not evidence.read_only:
+        looked_at = f"{evidence.storage.filesystem} copies on write"
+        return Test(name, looked_at, Verdict.NOTED, "a ring would do them one by one: threads write")
+    return Test(name, evidence.storage.filesystem, Verdict.YES, "in place")
+
+
 # -- linux --
 
 
@@ -236,7 +251,8 @@ def linux_blocks(evidence: Evidence) -> Test:
         return Test(name, "a block device", Verdict.YES, "its blocks are all there")
     if evidence.read_only:
         return Test(name, "read-only", Verdict.YES, "nothing will be allocated")
-    if evidence.allocated >= evidence.size > 0 and evidence.storage.keeps_blocks:
+    in_place = evidence.storage.is_known and not evidence.copies_on_write
+    if evidence.allocated >= evidence.size > 0 and in_place:
         return Test(name, looked_at, Verdict.YES, "no write needs new blocks")
     tried = evidence.blocking()
     looked_at += f"; {tried.looked_at}"
@@ -283,7 +299,11 @@ class Candidate:
 
 CANDIDATES = (
     Candidate("sync", (in_memory,), "nothing to wait for, a copy in place is quickest"),
-    Candidate("io_uring", (uring_works, uring_memory, uring_storage, uring_trial), "passed all its tests"),
+    Candidate(
+        "io_uring",
+        (uring_works, uring_memory, uring_storage, uring_trial, uring_writes),
+        "passed all its tests",
+    ),
     Candidate("linux", (linux_direct, linux_works, linux_trial, linux_blocks), "does not block here"),
     Candidate("threads", (threads_work,), "works everywhere"),
     Candidate("sync", (sync_works,), "the last resort"),
@@ -299,10 +319,12 @@ def decide(evidence: Evidence) -> Decision:
         for test in candidate.tests:
             found = test(evidence)
             tests.append(replace(found, driver=candidate.driver))
-            if found.verdict is not Verdict.YES:
+            if found.verdict is Verdict.NO:
                 break
         else:
-            return Decision(candidate.driver, "; ".join([candidate.because, *against]), tuple(tests))
+            split = test is uring_writes and found.verdict is Verdict.NOTED
+            because = candidate.because + ("; copy-on-write: threads write" if split else "")
+            return Decision(candidate.driver, "; ".join([because, *against]), tuple(tests), split)
         if test is not in_memory:
             against.append(f"not {candidate.driver}: {found.reason}")
     raise BadInput(f"no AIO driver works on this machine: {'; '.join(against)}")

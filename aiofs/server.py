@@ -321,18 +321,20 @@ class Server:
 
     # -- info --
 
+    # The texts are made in a thread: of thousands of images that takes long, and others want to open theirs.
+
     async def _info(self) -> bytes:
-        return json.dumps(self._told(), indent=1).encode() + b"\n"
+        told = self._told()
+        return await trio.to_thread.run_sync(lambda: json.dumps(told, indent=1).encode() + b"\n")
 
     async def _metrics(self) -> bytes:
         told = self._told()
 
         def text() -> bytes:
-            from . import metrics
+            from . import metrics  # imports a library that a mount without Prometheus can do without
 
             return metrics.text(told)
 
-        # In a thread: thousands of images take seconds, and others want to open theirs meanwhile.
         return await trio.to_thread.run_sync(text)
 
     def _told(self) -> dict[str, Any]:
@@ -345,8 +347,6 @@ class Server:
             exchange=self._plane.init_exchange(),
             plane=self._plane.counters(),
             latency_limits_ns=LATENCY_LIMITS_NS,
-            images=(
-                {**vars(image), "tests": [vars(test) for test in image.tests]} for image in self._table.info()
-            ),
+            images=map(vars, self._table.info()),
             closed=self._table.closed(),
         )

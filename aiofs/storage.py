@@ -73,9 +73,9 @@ class Storage:
         return self.filesystem in _IN_MEMORY
 
     @property
-    def keeps_blocks(self) -> bool:
-        """A write to allocated blocks goes to these blocks: no copy-on-write, as far as is known."""
-        return self.is_known and self.filesystem not in _COPIES_ON_WRITE
+    def copies_on_write(self) -> bool:
+        """Each write takes new blocks, also where the file has some, unless the file says otherwise."""
+        return self.filesystem in _COPIES_ON_WRITE
 
     def holds(self, kind: str) -> bool:
         """A device of this kind is somewhere in the stack."""

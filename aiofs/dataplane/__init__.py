@@ -4,6 +4,7 @@ Everything the rest of aiofs may use is here; nothing else imports the extension
 """
 
 from .counters import LATENCY_LIMITS_NS, OPERATIONS, ImageCounters
+from .measure import Load, Measurement, Stop, measure
 from .plane import (
     MAX_QUEUE_DEPTH,
     MAX_REQUEST_BYTES,
@@ -26,8 +27,12 @@ __all__ = [
     "ImageCounters",
     "ImageSpec",
     "Io",
+    "Load",
+    "Measurement",
     "Op",
     "Queue",
+    "Stop",
     "driver_names",
     "drivers",
+    "measure",
 ]

@@ -48,6 +48,45 @@ int32_t aiofs_queue_in_flight(aiofs_queue *q);
 /* -EBUSY while something is in flight. */
 int32_t aiofs_queue_close(aiofs_queue *q);
 
+/* ---- measure.c: one driver under a closed loop, for `aiofs bench` ---- */
+
+typedef struct {
+    int32_t fd;          /* borrowed; O_DIRECT, O_APPEND, as the caller opened it */
+    int32_t op;          /* as in aiofs_io: 0 read, 1 write */
+    uint32_t random;     /* 1: offsets of whole blocks drawn at random; 0: one after another, again from `start` */
+    uint32_t merge;      /* 1: adjacent requests of one submit become one io, as in a mount */
+    uint32_t numbered;   /* 1: each block written begins with its number, 0, 1, 2.. in the order of submission */
+    uint32_t watch;      /* 1: count context switches within submit (two system calls more for each submit) */
+    uint32_t depth;      /* 1 .. 1024 requests in flight */
+    uint32_t block_size; /* bytes of each, a multiple of 512 up to 1 MiB */
+    int64_t start, end;  /* bytes: the range of the file */
+    uint64_t count;      /* end after so many requests; 0: no limit */
+    int64_t warm_up_ns;  /* run so long before counting begins */
+    int64_t duration_ns; /* count so long; 0: no limit */
+    uint64_t seed;       /* of the offsets and of what is written */
+} aiofs_workload;
+
+typedef struct {
+    uint64_t requests;    /* finished while counting */
+    uint64_t ios;         /* handed to the driver for them; fewer than requests where some were merged */
+    uint64_t submits;     /* batches */
+    int64_t elapsed_ns;
+    int64_t cpu_ns;       /* user and system time of all threads of the process (getrusage, RUSAGE_SELF) */
+    int64_t switches;     /* voluntary context switches of all its threads: sleeps */
+    int64_t preemptions;  /* involuntary ones */
+    int64_t p50_ns, p99_ns, max_ns; /* from submit to reap; percentiles to within 3 % */
+    int64_t submit_ns;    /* spent inside submit: where it is long, the driver is not asynchronous */
+    int64_t submit_max_ns;
+    int64_t submit_switches; /* sleeps inside submit; 0 unless watched */
+    uint64_t errors;      /* requests that failed or came back short; the first one ends the run */
+    int64_t error;        /* of the first: -errno, or -ENODATA for a short one */
+} aiofs_measurement;
+
+/* Keep workload->depth requests in flight until its end, the first error, or until *stop is not 0 (any
+ * thread may set it); then wait for those in flight. 0, and *out; or -errno, nothing done. */
+int32_t aiofs_measure(const char *driver, const aiofs_workload *workload, const int32_t *stop,
+                      aiofs_measurement *out);
+
 /* ---- the data plane ---- */
 
 typedef struct aiofs_plane aiofs_plane;
@@ -66,7 +105,8 @@ typedef struct {
 enum {
     AIOFS_IMAGE_DIRECT = 1,   /* opened with O_DIRECT; block_size says its alignment in bytes */
     AIOFS_IMAGE_NO_FSYNC = 2, /* cache mode unsafe: FSYNC is answered without being done */
-    AIOFS_IMAGE_BLOCKDEV = 4  /* a block device: it cannot grow */
+    AIOFS_IMAGE_BLOCKDEV = 4, /* a block device: it cannot grow */
+    AIOFS_IMAGE_WRITES_BY_THREADS = 8 /* WRITEs go to `threads`: the driver would do them one by one */
 };
 
 /* Requests by how long they took, from the drain that read them until the result of their last io was taken up

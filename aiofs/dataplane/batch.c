@@ -190,10 +190,11 @@ static struct request *request_of(struct io *io)
     return (struct request *)io; /* io is its first member */
 }
 
-/* Would this io block a driver's submit, or did the driver keep refusing it? */
+/* Would this io block a driver's submit, or wait in it for others, or did the driver keep refusing it? */
 static int wants_thread(const struct request *r)
 {
-    return r->step == STEP_TAIL || r->tries > DRIVER_TRIES;
+    return r->step == STEP_TAIL || r->tries > DRIVER_TRIES ||
+           (r->io.op == IO_WRITE && r->image->flags & AIOFS_IMAGE_WRITES_BY_THREADS);
 }
 
 /* ios[0..n), all of one queue. The queues hold as many ios as there are requests, so none is refused. */

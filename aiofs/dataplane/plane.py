@@ -31,6 +31,8 @@ class ImageSpec:
     """Alignment of offsets and lengths in bytes when `direct`; otherwise 1."""
     no_fsync: bool = False
     block_device: bool = False
+    writes_by_threads: bool = False
+    """WRITEs go to the pool of threads beside the driver."""
     sticky_error: int = 0
     """errno of an fsync that failed earlier in the life of this mount, or 0."""
     counters: ImageCounters = field(default_factory=ImageCounters)
@@ -117,6 +119,7 @@ class DataPlane:
             (lib.AIOFS_IMAGE_DIRECT if spec.direct else 0)
             | (lib.AIOFS_IMAGE_NO_FSYNC if spec.no_fsync else 0)
             | (lib.AIOFS_IMAGE_BLOCKDEV if spec.block_device else 0)
+            | (lib.AIOFS_IMAGE_WRITES_BY_THREADS if spec.writes_by_threads else 0)
         )
         before = self._lent.get(node)
         self._lent[node] = spec.counters

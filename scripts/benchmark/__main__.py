@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import fnmatch
 import json
 import os
@@ -10,12 +12,12 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
-from . import chart, costs, machine, report
+from . import auto, chart, costs, filesystems, machine, report
 from .processes import TargetError, undisturbed
 from .results import Cell, Costs, Results
 from .run import Plan, measure
@@ -30,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        if options.auto:
+            return _measure_auto(options)
         results = _read(options.from_file) if options.from_file else _measure(options)
     except KeyboardInterrupt:
         _tell("interrupted; everything was taken down")
@@ -78,6 +82,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--qemu-aio", choices=["native", "io_uring", "threads"], default="native", help="for qsd"
     )
+    parser.add_argument(
+        "--auto",
+        action="store_true",
+        help="instead: --aio auto beside each driver, on ext4, xfs, btrfs and tmpfs, as root (12 minutes)",
+    )
     parser.add_argument("--no-costs", action="store_true", help="leave out the mount of 10,000 images")
     parser.add_argument(
         "--from", dest="from_file", type=Path, metavar="JSON", help="show an earlier run again"
@@ -89,24 +98,61 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _measure_auto(options: argparse.Namespace) -> int:
+    """--auto: 1 when auto is further from the best driver than it may be."""
+    size = options.size or 256 * MIB
+    runtime_s = options.runtime or 0.5
+    plan = Plan(
+        auto.TARGETS, auto.WORKLOADS, options.rounds or (1 if options.quick else 7), runtime_s, options.engine
+    )
+    with _directory(options.dir, filesystems.space("btrfs", size)) as directory:
+        found: list[auto.Row] = []
+        stored = {}
+        for kind, results in auto.run(directory, size, plan, _tell):
+            found += auto.rows(kind, results)
+            stored[kind] = [dataclasses.asdict(cell) for cell in results.cells]
+        facts = machine.facts(directory)
+    path = Path("bench-results") / f"{_now()}-auto.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"machine": facts, "filesystems": stored}, indent=1) + "\n")
+    _tell(f"written: {path}")
+    print(auto.markdown(found))
+    print(
+        f"{facts['cpu']}, {facts['cores']} cores, Linux {facts['kernel']}; {_now()}; "
+        f"{plan.rounds} rounds of {runtime_s:g} s, shuffled, an image of {size // MIB} MiB"
+    )
+    return 0 if found and all(row.met for row in found) else 1
+
+
+def _now() -> str:
+    return datetime.now().astimezone().strftime("%Y-%m-%dT%H%M%S")
+
+
+@contextlib.contextmanager
+def _directory(parent: Path, needed: int) -> Iterator[Path]:
+    """A directory for everything that is measured, with room for `needed` bytes."""
+    parent = parent.resolve(strict=True)
+    _check_space(parent, needed)
+    directory = Path(tempfile.mkdtemp(prefix="aiofs-bench.", dir=parent))
+    try:
+        yield directory
+    finally:
+        with undisturbed():
+            _remove_if_empty(directory)
+
+
 def _measure(options: argparse.Namespace) -> Results:
     size = options.size or (256 * MIB if options.quick else 1024 * MIB)
     runtime_s = options.runtime or (0.5 if options.quick else 2.0)
     rounds = options.rounds or (1 if options.quick else 5)
     plan = Plan(options.targets, options.workloads, rounds, runtime_s, options.engine, options.full)
-    date = datetime.now().astimezone().strftime("%Y-%m-%dT%H%M%S")
-    parent = options.dir.resolve(strict=True)
-    _check_space(parent, size)
-    directory = Path(tempfile.mkdtemp(prefix="aiofs-bench.", dir=parent))
-    try:
+    date = _now()
+    with _directory(options.dir, size) as directory:
         _tell(f"writing an image of {size // MIB:,} MiB in {directory}")
         lab = Lab(directory, size, options.qemu_aio)
         cells = list(measure(plan, lab, _tell))
         idle = None if options.no_costs else _costs(directory, plan.rounds)
         facts = machine.facts(directory)
-    finally:
-        with undisturbed():
-            _remove_if_empty(directory)
     return _store(date, plan, size, options.qemu_aio, cells, idle, facts)
 
 

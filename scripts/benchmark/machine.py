@@ -8,13 +8,15 @@ import re
 import subprocess
 from pathlib import Path
 
+from aiofs.bench.machine import cpu_model
+
 
 def facts(directory: Path) -> dict[str, str]:
     """Kernel, CPU, memory, file system of `directory`, versions of what is compared."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "kernel": platform.release(),
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cores": str(len(os.sched_getaffinity(0))),
         "memory": f"{memory / 2**30:.0f} GiB",
         "file system": _file_system(directory),
@@ -25,11 +27,6 @@ def facts(directory: Path) -> dict[str, str]:
         "nbdkit": _version("nbdkit", "--version"),
         "nbdfuse": _version("nbdfuse", "--version"),
     }
-
-
-def _cpu_model() -> str:
-    found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return found[1] if found else platform.machine()
 
 
 def _file_system(directory: Path) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 
-from .results import IO_URING, NO_MERGE, Cell, Costs, Results, Spread, baseline, goals
+from aiofs.bench.results import Spread
+
+from .results import IO_URING, NO_MERGE, Cell, Costs, Results, baseline, goals
 from .workloads import MIB, Workload
 
 README_COLUMNS = (IO_URING, "aiofs-linux", "aiofs-threads", "qsd", "nbdfuse")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from aiofs.bench.results import Spread
 
 from .targets import TARGETS
 from .workloads import WORKLOADS, Workload
@@ -90,21 +91,6 @@ class Results:
         """IOPS of `target` over IOPS of `base`, paired by round; None when no round has both."""
         ours, theirs = self.of(target, workload), self.of(base, workload)
         return Spread.of(ours[r].iops / theirs[r].iops for r in sorted(ours.keys() & theirs.keys()))
-
-
-@dataclass(frozen=True)
-class Spread:
-    """The median of some values, and their extremes."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> Spread | None:
-        """None when there are no values."""
-        found = list(values)
-        return cls(statistics.median(found), min(found), max(found)) if found else None
 
 
 @dataclass(frozen=True)

@@ -249,7 +249,8 @@ class Target:
     """Left out of the random workloads, unless everything is asked for."""
 
 
-def _aiofs_target(driver: str, merge: bool) -> Target:
+def aiofs_target(driver: str, merge: bool = True) -> Target:
+    """aiofs with one driver, or with `auto`."""
     name = f"aiofs-{driver}" + ("" if merge else "-no-merge")
     title = f"aiofs {driver}" + ("" if merge else ", not merged")
     # Random requests have no neighbours to merge with: not merging is the same there.
@@ -258,7 +259,7 @@ def _aiofs_target(driver: str, merge: bool) -> Target:
 
 TARGETS = (
     Target("raw", "raw image", lambda lab: raw(lab, "raw")),
-    *(_aiofs_target(driver, merge) for driver in DRIVERS for merge in (True, False)),
+    *(aiofs_target(driver, merge) for driver in DRIVERS for merge in (True, False)),
     Target("qsd", "qemu-storage-daemon", qsd),
     Target("nbdfuse", "nbdfuse, nbdkit file", nbdfuse),
     Target("loop-raw", "loop on the raw image", lambda lab: for_loop(raw(lab, "loop-raw")), on_loop=True),

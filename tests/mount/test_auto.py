@@ -78,6 +78,19 @@ def test_disk_file_systems_are_given_io_uring(
     assert storage["looked_at"].startswith(f"{kind} on loop")
 
 
+def test_copy_on_write_images_are_written_by_threads(below: Loops, mounted: Mounting) -> None:
+    """btrfs; an image that chattr +C exempts is written by the ring."""
+    require_driver("io_uring")
+    directory = below.filesystem("btrfs", "disk", 320 * MIB)
+    make_image(directory)
+    exempt = directory / "exempt"
+    exempt.mkdir()
+    subprocess.run(["chattr", "+C", exempt], check=True)
+    make_image(exempt)
+    assert "threads write" in decided(mounted(directory))["driver_reason"]
+    assert "threads write" not in decided(mounted(exempt))["driver_reason"]
+
+
 def test_tmpfs_is_served_in_place(below: Loops, mounted: Mounting) -> None:
     """sync, because there is nothing to wait for; the fallback of the cache mode is said once."""
     directory = below.virtual("tmpfs", "memory", "size=16m")

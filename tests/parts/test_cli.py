@@ -163,6 +163,23 @@ def test_the_drivers_are_described(words: list[str]) -> None:
     assert "aiofs probe" in lines[-1]
 
 
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--interval", "0"], "interval 0 is out of range; use 0.1 to 3600 seconds"),
+        (["--interval", "nan"], "interval nan is out of range"),
+        (["--interval", "1e9"], "interval 1e9 is out of range"),
+        (["--interval", "soon"], "interval 'soon' is not a number; use 0.1 to 3600 seconds"),
+        (["--count", "0"], "count 0 is out of range; use 1 to"),
+        (["--count", "1.5"], "count '1.5' is not a number; use 1 or more"),
+        ([], "is not an aiofs mount; 'aiofs info' lists them"),
+    ],
+)
+def test_what_top_cannot_do_is_refused(tmp_path: Path, flags: list[str], says: str) -> None:
+    """Before it touches the terminal."""
+    assert says in refused("top", tmp_path, *flags)
+
+
 def test_help_teaches() -> None:
     """Examples, options, cache modes and exit status."""
     overview = run_aiofs("--help")
@@ -175,7 +192,8 @@ def test_help_teaches() -> None:
 
 def test_help_fits_80_columns() -> None:
     """On a terminal of that width."""
-    for words in ([], ["mount"], ["umount"], ["info"], ["drivers"], ["attach"], ["detach"]):
+    commands = ["mount", "umount", "attach", "detach", "info", "top", "probe", "bench", "drivers"]
+    for words in ([], *([command] for command in commands)):
         text = run_aiofs(*words, "--help", env={**os.environ, "COLUMNS": "80"}).stdout
         assert max(map(len, text.splitlines())) <= 80, words
 

@@ -98,6 +98,7 @@ class FakeKernel:
         block_size: int = 1,
         sticky_error: int = 0,
         no_fsync: bool = False,
+        writes_by_threads: bool = False,
         flags: int = os.O_RDWR,
         counters: ImageCounters | None = None,
     ) -> int:
@@ -112,6 +113,7 @@ class FakeKernel:
             direct=direct,
             block_size=block_size,
             no_fsync=no_fsync,
+            writes_by_threads=writes_by_threads,
             sticky_error=sticky_error,
             counters=counters or ImageCounters(),
         )

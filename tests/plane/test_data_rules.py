@@ -88,6 +88,17 @@ def test_a_driver_that_refuses_for_ever_loses_the_io_to_threads(kernel: FakeKern
     assert image.read_bytes()[:3] == b"abc"
 
 
+def test_writes_by_threads_leave_the_driver_to_the_reads(kernel: FakeKernel, image: Path) -> None:
+    """A copy-on-write image: the driver sees reads and fsyncs, threads write, and the bytes are right."""
+    kernel.register(image, writes_by_threads=True)
+    data = bytes(reversed(range(256))) * 16
+    assert kernel.write(8192, data) == K
+    assert kernel.read(8192, K) == data
+    kernel.fsync()
+    assert {op for op, _, _ in submitted()} == {"read", "fsync"}
+    assert image.read_bytes()[8192 : 8192 + K] == data
+
+
 # -- rules 2 and 3: fsync --
 
 

@@ -11,13 +11,14 @@ from xml.etree import ElementTree
 
 import pytest
 
+from aiofs.bench.results import Spread
 from aiofs.locks import lock_for_writing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 from benchmark import __main__ as command_line
-from benchmark import chart, report
-from benchmark.results import Cell, Costs, Goal, Results, Spread, goals
+from benchmark import auto, chart, report
+from benchmark.results import Cell, Costs, Goal, Results, goals
 from benchmark.run import Plan
 from benchmark.targets import TARGETS, Lab, raw, settle, write_image
 from benchmark.workloads import WORKLOADS, fio_command, read_fio
@@ -242,3 +243,29 @@ def test_an_image_is_written_in_full(tmp_path: Path) -> None:
     write_image(image, 5 << 20)
     assert image.stat().st_size == 5 << 20
     assert image.stat().st_blocks * 512 >= 5 << 20
+
+
+# -- --auto --
+
+
+def test_auto_is_compared_with_the_driver_of_the_highest_median() -> None:
+    """Paired by round; 0.9 of the best is enough, and a workload without auto has no row."""
+    measured = results(
+        cells("aiofs-auto", "randread-qd1", 90, 180, 91),
+        cells("aiofs-io_uring", "randread-qd1", 100, 200, 100),
+        cells("aiofs-sync", "randread-qd1", 500, 10, 10),
+        cells("aiofs-linux", "write-qd32", 100),
+    )
+    [row] = auto.rows("ext4", measured)
+    assert (row.best, row.iops) == ("io_uring", 91)
+    assert row.ratio == Spread(0.9, 0.9, 0.91)
+    assert row.met
+    assert "| ext4 | random read, depth 1 | 91 | io_uring | 0.90 |" in auto.markdown([row])
+
+
+def test_auto_that_is_slower_is_told() -> None:
+    """MISSED in its row and in the count."""
+    measured = results(cells("aiofs-auto", "read-qd1", 50), cells("aiofs-sync", "read-qd1", 100))
+    text = auto.markdown(list(auto.rows("tmpfs", measured)))
+    assert "MISSED" in text
+    assert "0 of 1 rows" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -199,14 +200,29 @@ def test_a_name_that_is_not_utf8_is_shown_by_its_bytes() -> None:
     check(text)
 
 
-def test_prometheus_has_nothing_against_it() -> None:
-    """promtool check metrics: names, types, help, no sample twice."""
+def busy() -> bytes:
+    """The metrics of a mount where everything that can be counted has been."""
     latency = {
         operation: {"sum_ns": 5, "buckets": {"1000": 1, "inf": 2}} for operation in counters()["latency"]
     }
     changes: dict[str, Any] = {**dict.fromkeys(counters(), 3), "latency": latency}
-    busy = image(**changes)
-    check(metrics.text(told(images=[busy, image("b.img")])))
+    return metrics.text(told(images=[image(**changes), image("b.img")]))
+
+
+def test_prometheus_has_nothing_against_it() -> None:
+    """promtool check metrics: names, types, help, no sample twice."""
+    check(busy())
+
+
+def test_every_metric_is_documented_and_no_other() -> None:
+    """The table in docs/monitoring.md has exactly those that there are."""
+    page = Path(__file__).resolve().parents[2] / "docs/monitoring.md"
+    rows = [line.split("|")[1] for line in page.read_text().splitlines() if line.startswith("| `aiofs_")]
+    documented = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    families = text_string_to_metric_families(busy().decode())
+    assert documented == {
+        f"{family.name}_total" if family.type == "counter" else family.name for family in families
+    }
 
 
 def test_a_mount_without_images_has_metrics_too() -> None:

@@ -37,6 +37,7 @@ class Facts:
     storage: Storage = EXT4
     size: int = MIB
     allocated: int = MIB
+    copies_on_write: bool = False
     read_only: bool = False
     refused: dict[str, str] = field(default_factory=dict)
     """Drivers whose probe says no, and why."""
@@ -159,6 +160,17 @@ def test_an_image_that_a_ring_cannot_read_is_not_given_to_it() -> None:
     assert "Operation not permitted" in decision.reason
 
 
+def test_copy_on_write_is_written_by_threads() -> None:
+    """A ring reads in place, and would do the writes one after another."""
+    facts = Facts(storage=Storage("btrfs"), copies_on_write=True)
+    decision = decide(facts)
+    assert (decision.driver, decision.writes_by_threads) == ("io_uring", True)
+    assert "threads write" in decision.reason
+    facts.read_only = True
+    assert not decide(facts).writes_by_threads
+    assert not decide(Facts(storage=Storage("btrfs"))).writes_by_threads
+
+
 def test_a_file_that_refuses_nowait_is_not_given_to_a_ring() -> None:
     """io_uring would hand each request to a worker of the kernel: threads with another name."""
     decision = decide(Facts(nowait=False, storage=Storage("overlay")))
@@ -207,7 +219,7 @@ def test_what_needs_no_blocks_is_given_to_linux_without_the_probe(facts: Facts) 
 
 @pytest.mark.parametrize(
     "facts",
-    [no_ring(size=0, allocated=0), no_ring(storage=Storage("btrfs")), no_ring(storage=Storage("fuse.x"))],
+    [no_ring(size=0, allocated=0), no_ring(copies_on_write=True), no_ring(storage=Storage("fuse.x"))],
 )
 def test_what_will_need_blocks_is_probed(facts: Facts) -> None:
     """An empty image grows, copy-on-write gives new blocks to each write, and the unknown is not trusted."""

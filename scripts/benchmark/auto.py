@@ -1,0 +1,101 @@
+"""Is `--aio auto` right? Its mount beside one of each driver, on each file system, in one run."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiofs.bench.results import Spread
+
+from . import filesystems
+from .processes import TargetError
+from .results import Results
+from .run import Plan, measure
+from .targets import Lab, Target, aiofs_target
+from .workloads import KIB, Workload
+
+AUTO = "aiofs-auto"
+DRIVERS = ("io_uring", "linux", "threads", "sync")
+TARGETS: tuple[Target, ...] = tuple(aiofs_target(driver) for driver in ("auto", *DRIVERS))
+GOAL = 0.9
+"""auto is to reach this share of the driver that is best."""
+
+_PATTERNS = {
+    "randread": "random read",
+    "randwrite": "random write",
+    "read": "seq. read",
+    "write": "seq. write",
+}
+WORKLOADS = tuple(
+    Workload(f"{pattern}-qd{depth}", f"{title}, depth {depth}", pattern, 4 * KIB, depth, GOAL)
+    for pattern, title in _PATTERNS.items()
+    for depth in (1, 32)
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One workload on one file system."""
+
+    filesystem: str
+    workload: Workload
+    iops: float
+    """Of auto, the median."""
+    best: str
+    """The driver whose median is highest."""
+    ratio: Spread
+    """auto over that driver, paired by round."""
+
+    @property
+    def met(self) -> bool:
+        """auto is close enough."""
+        return self.ratio.median >= GOAL
+
+
+def run(directory: Path, size: int, plan: Plan, tell: Callable[[str], None]) -> Iterator[tuple[str, Results]]:
+    """Measure on each file system in turn; those that cannot be made are told and left out."""
+    for kind in filesystems.KINDS:
+        try:
+            with filesystems.made(kind, directory, filesystems.space(kind, size)) as room:
+                tell(f"{kind}:")
+                cells = list(measure(plan, Lab(room, size, "native"), tell))
+        except TargetError as error:
+            tell(f"{kind} is left out: {error}")
+            continue
+        yield kind, Results("", {}, {}, cells, None)
+
+
+def rows(kind: str, results: Results) -> Iterator[Row]:
+    """What was measured on one file system."""
+    for workload in WORKLOADS:
+        medians = {
+            target.name: statistics.median(cell.iops for cell in cells.values())
+            for target in TARGETS
+            if (cells := results.of(target.name, workload.name))
+        }
+        iops = medians.pop(AUTO, None)
+        if iops is None or not medians:
+            continue
+        best = max(medians, key=lambda name: medians[name])
+        ratio = results.ratio(AUTO, best, workload.name)
+        if ratio is not None:
+            yield Row(kind, workload, iops, best.removeprefix("aiofs-"), ratio)
+
+
+def markdown(found: list[Row]) -> str:
+    """The table for the README and the terminal."""
+    lines = [
+        "| file system | workload, 4 KiB | auto, IOPS | best driver | auto / best | lowest-highest | |",
+        "| --- | --- | ---: | --- | ---: | --- | --- |",
+    ]
+    for row in found:
+        spread = f"{row.ratio.low:.2f}-{row.ratio.high:.2f}"
+        verdict = "ok" if row.met else "MISSED"
+        lines.append(
+            f"| {row.filesystem} | {row.workload.title} | {row.iops:,.0f} | {row.best} "
+            f"| {row.ratio.median:.2f} | {spread} | {verdict} |"
+        )
+    met = sum(row.met for row in found)
+    return "\n".join([*lines, "", f"auto within 10 % of the best driver in {met} of {len(found)} rows", ""])
