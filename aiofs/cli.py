@@ -37,6 +37,8 @@ examples:
   aiofs mount images/ /mnt/vdisk        each image in images/ is a file there
   aiofs mount disk.img /mnt/vdisk       one image: /mnt/vdisk/disk.img
   aiofs mount images/ /mnt/vdisk --aio linux --cache none
+  aiofs attach /mnt/vdisk/disk.img      a loop device on it: prints /dev/loopN
+  aiofs detach /mnt/vdisk/disk.img      takes it away again
   aiofs info /mnt/vdisk                 drivers, cache modes and counters
   aiofs top /mnt/vdisk                  what each image does right now
   aiofs bench disk.img                  which driver is the fastest for it
@@ -59,7 +61,7 @@ examples:
   aiofs mount images/ /mnt/vdisk --aio threads --cache writeback --read-only
   aiofs mount /dev/vg0/guest /mnt/vdisk --queue-depth {DEFAULT_QUEUE_DEPTH * 2}
   aiofs mount images/ /mnt/vdisk --foreground --log-level debug
-  losetup --find --show --direct-io=on /mnt/vdisk/disk.img
+  aiofs attach /mnt/vdisk/disk.img
 
 exit status: 0 ready, or ended well; 1 it failed; 2 bad input.
 """
@@ -147,20 +149,38 @@ def _mount(arguments: argparse.Namespace) -> int:
 def _umount(arguments: argparse.Namespace) -> int:
     from .umount import umount
 
-    return umount(_path("MOUNTPOINT", arguments.mountpoint), lazy=arguments.lazy)
+    path = _path("MOUNTPOINT", arguments.mountpoint)
+    return umount(path, lazy=arguments.lazy, detach=arguments.detach)
+
+
+def _attach(arguments: argparse.Namespace) -> int:
+    from .attach import attach
+
+    path = _path("IMAGE", arguments.image)
+    return attach(path, read_only=arguments.read_only, partitions=arguments.partitions)
+
+
+def _detach(arguments: argparse.Namespace) -> int:
+    from .detach import detach
+
+    return detach(_path("IMAGE", arguments.image))
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    from . import info, mounttable
+    from . import attachments, info, mounttable
 
     if arguments.mountpoint is not None:
-        told = info.read(_aiofs_mount(arguments.mountpoint).mountpoint)
+        mount = _aiofs_mount(arguments.mountpoint)
+        told = info.read(mount.mountpoint)
+        attached = attachments.told(mount)
         if arguments.json:
-            print(json.dumps(told, indent=2))
+            print(json.dumps({**told, "attached": attached}, indent=2))
             return 0
         from . import explain
 
         print(info.describe(told))
+        if attached:
+            print("\n".join(["", *attachments.table(attached)]))
         for decision in info.decisions(told):
             print()
             explain.show([decision])
@@ -168,7 +188,8 @@ def _info(arguments: argparse.Namespace) -> int:
     found: list[tuple[mounttable.Mount, dict[str, Any] | info.Unreadable]] = []
     for mount in mounttable.aiofs_mounts():
         try:
-            found.append((mount, info.read(mount.mountpoint, timeout_s=2.0)))
+            told = info.read(mount.mountpoint, timeout_s=2.0)
+            found.append((mount, {**told, "attached": attachments.told(mount)}))
         except info.Unreadable as error:
             found.append((mount, error))
     if arguments.json:
@@ -257,7 +278,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="name")
-    for add in (_add_mount, _add_umount, _add_info, _add_probe, _add_top, _add_bench, _add_drivers):
+    for add in (
+        _add_mount,
+        _add_umount,
+        _add_attach,
+        _add_detach,
+        _add_info,
+        _add_top,
+        _add_probe,
+        _add_bench,
+        _add_drivers,
+    ):
         add(commands)
     return parser
 
@@ -284,7 +315,35 @@ def _add_umount(commands: Commands) -> None:
     umount.add_argument(
         "--lazy", action="store_true", help="detach a busy mount now, do not wait for its end"
     )
+    umount.add_argument(
+        "--detach", action="store_true", help="first detach the loop devices on its images (needs root)"
+    )
     umount.set_defaults(command=_umount)
+
+
+def _add_attach(commands: Commands) -> None:
+    attach = commands.add_parser(
+        "attach",
+        help="a loop device on an image; prints /dev/loopN (needs root)",
+        description="Attach an image of a mount to a loop device: with direct I/O, sectors of the image's "
+        "block size, and requests no larger than FUSE takes. Prints the device.",
+    )
+    attach.add_argument("image", metavar="IMAGE", help="a file on an aiofs mount")
+    attach.add_argument("--read-only", action="store_true", help="the device cannot be written to")
+    attach.add_argument(
+        "--partitions", action="store_true", help="look for partitions, and print their devices too"
+    )
+    attach.set_defaults(command=_attach)
+
+
+def _add_detach(commands: Commands) -> None:
+    detach = commands.add_parser(
+        "detach",
+        help="take it away again; returns when it is gone (needs root)",
+        description="Detach a loop device, or all of an image. One that is in use is refused.",
+    )
+    detach.add_argument("image", metavar="IMAGE|DEVICE", help="the image, or /dev/loopN")
+    detach.set_defaults(command=_detach)
 
 
 def _add_info(commands: Commands) -> None:

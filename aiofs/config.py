@@ -65,6 +65,8 @@ class MountConfig:
     merge: bool = True
     read_only: bool = False
     allow_other: bool = False
+    noexec: bool = False
+    """Files of the mount cannot be executed (mount(8); implied by `user` in fstab)."""
     foreground: bool = False
     log_level: str = "info"
     log_file: Path | None = None
@@ -120,6 +122,8 @@ _WORDS: Mapping[str, tuple[str, bool]] = {
     "read_only": ("read_only", True),
     "rw": ("read_only", False),
     "allow_other": ("allow_other", True),
+    "exec": ("noexec", False),
+    "noexec": ("noexec", True),
     "foreground": ("foreground", True),
 }
 OPTION_WORDS = (*(f"{name}=" for name in _VALUES), *_WORDS)
@@ -178,6 +182,8 @@ def _apply(config: MountConfig, name: str, value: str | bool) -> MountConfig:
             return replace(config, read_only=bool(value))
         case "allow_other":
             return replace(config, allow_other=bool(value))
+        case "noexec":
+            return replace(config, noexec=bool(value))
         case "foreground":
             return replace(config, foreground=bool(value))
     raise AssertionError(f"no such setting: {name}")

@@ -31,7 +31,7 @@ def find() -> str:
     return program
 
 
-def mount_options(source: str, *, allow_other: bool, read_only: bool) -> str:
+def mount_options(source: str, *, allow_other: bool, read_only: bool, noexec: bool = False) -> str:
     """The text for `fusermount3 -o`. Commas and backslashes of the source are escaped as it wants it."""
     fsname = source.replace("\\", "\\\\").replace(",", "\\,")
     options = ["nosuid", "nodev", "default_permissions", f"fsname={fsname}", "subtype=aiofs"]
@@ -39,6 +39,8 @@ def mount_options(source: str, *, allow_other: bool, read_only: bool) -> str:
         options.append("allow_other")
     if read_only:
         options.append("ro")
+    if noexec:
+        options.append("noexec")
     return ",".join(options)
 
 

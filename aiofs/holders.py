@@ -14,12 +14,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import mounttable
+from . import loopdevices, mounttable
+from .loopdevices import DELETED
 from .mounttable import Mount
 
 PROC = Path("/proc")
-BLOCK_DEVICES = Path("/sys/block")
-DELETED = " (deleted)"
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def holders_of(mount: Mount) -> Holders:
         except OSError:  # it has ended
             continue
         if how:
-            found.append(Holder(f"pid {process.name} ({_command(process)})", ", ".join(how)))
+            found.append(Holder(f"pid {process.name} ({command(process)})", ", ".join(how)))
     return Holders(found, hidden)
 
 
@@ -117,11 +116,9 @@ def _inner_mounts(mount: Mount) -> Iterator[Holder]:
 
 
 def _loop_devices(mount: Mount) -> Iterator[Holder]:
-    for backing in sorted(BLOCK_DEVICES.glob("loop*/loop/backing_file")):
-        with suppress(OSError):  # detached meanwhile
-            path = backing.read_text(errors="surrogateescape").rstrip("\n")
-            if _is_inside(path, mount):
-                yield Holder(f"/dev/{backing.parent.parent.name}", f"loop device on {_inside(path, mount)}")
+    for device in loopdevices.attached():  # without asking for its file's numbers, which asks the server
+        if device.is_on(mount):
+            yield Holder(str(device.node), f"loop device on {device.image(mount)}")
 
 
 def _swap_files(mount: Mount) -> Iterator[Holder]:
@@ -144,7 +141,8 @@ def _inside(path: str, mount: Mount) -> str:
     return text
 
 
-def _command(process: Path) -> str:
+def command(process: Path) -> str:
+    """The name of a process, by its directory in /proc."""
     with suppress(OSError):
         return (process / "comm").read_text(errors="replace").strip()
     return "?"

@@ -21,6 +21,7 @@ from .errors import AiofsError, BadInput, reason
 if TYPE_CHECKING:
     from .choice import Drivers
     from .server import Mounted
+    from .service import Service
     from .source import Source
 
 log = logging.getLogger(__name__)
@@ -61,13 +62,16 @@ def _serve(config: MountConfig, on_ready: Callable[[], None]) -> int:
             "to stop that: sysctl fs.fuse.default_request_timeout=0 fs.fuse.max_request_timeout=0",
             limit_s,
         )
+    service = _service(config)
     try:
         drivers = _choose_drivers(config, source)
-        failures = _serve_mounted(_mount(config, drivers, source, said), on_ready)
+        failures = _serve_mounted(_mount(config, drivers, source, said, service), on_ready)
     finally:
         source.close()
     for failure in failures:
         log.error("not on disk: %s", failure)
+    if failures:
+        service.status(f"not on disk: {'; '.join(failures)}")
     log.info("%s unmounted%s", config.mountpoint, "" if failures else ", everything is on disk")
     return 1 if failures else 0
 
@@ -77,6 +81,12 @@ def _raise_descriptor_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _service(config: MountConfig) -> Service:
+    from .service import Service
+
+    return Service.of_environment() if config.foreground else Service()
 
 
 def _choose_drivers(config: MountConfig, source: Source) -> Drivers:
@@ -144,18 +154,23 @@ def _check_lock(config: MountConfig, source: Source) -> None:
         os.close(fd)
 
 
-def _mount(config: MountConfig, drivers: Drivers, source: Source, said: frozenset[str]) -> Mounted:
+def _mount(
+    config: MountConfig, drivers: Drivers, source: Source, said: frozenset[str], service: Service
+) -> Mounted:
     from .server import Mounted
 
     options = fusermount.mount_options(
-        str(config.source), allow_other=config.allow_other, read_only=config.read_only
+        str(config.source),
+        allow_other=config.allow_other,
+        read_only=config.read_only,
+        noexec=config.noexec,
     )
     fuse_fd = fusermount.mount(config.mountpoint, options)
     mount = mounttable.mount_at(config.mountpoint)
     if mount is None or not mount.is_aiofs:
         os.close(fuse_fd)
         raise AiofsError(f"the mount on {config.mountpoint} vanished as soon as it was made")
-    return Mounted(config, drivers, source, mount, fuse_fd, said)
+    return Mounted(config, drivers, source, mount, fuse_fd, said, service)
 
 
 def _serve_mounted(mounted: Mounted, on_ready: Callable[[], None]) -> list[str]:

@@ -40,6 +40,7 @@ from .fusermount import Unmounting
 from .images import ImageTable
 from .mounttable import Mount
 from .outcome import Outcome
+from .service import Service
 from .source import Kind, Source
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class Mounted:
     """Given to the server, which closes it."""
     said: frozenset[str]
     """Warnings of the mount that its images need not repeat."""
+    service: Service
 
 
 def forward_pair() -> tuple[socket.socket, socket.socket]:
@@ -88,6 +90,7 @@ class Server:
         self._source = mounted.source
         self._mount = mounted.mount
         self._fuse_fd = mounted.fuse_fd
+        self._service = mounted.service
         self._outcome = Outcome()
         self._started = time.time()
         self._ended = trio.Event()
@@ -196,6 +199,7 @@ class Server:
             self._config.aio or AUTO,
             self._config.cache or "auto",
         )
+        self._service.ready(f"serving {self._source.describe()} on {self._config.mountpoint}")
         on_ready()
 
     # -- the end --
@@ -213,6 +217,8 @@ class Server:
                         continue
                     log.info("%s: stopping", name)
                     self._stopping = True
+                    self._service.stopping()
+                    nursery.start_soon(self._service.ask_for_time)
                     nursery.start_soon(self._unmount)
 
     async def _unmount(self) -> None:
@@ -261,6 +267,14 @@ class Server:
 
     async def _wind_down(self) -> list[str]:
         """Steps 1 to 3 of the end, as far as not done; what could not be synced. Nothing may cancel it."""
+        self._service.stopping()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._service.ask_for_time)
+            failures = await self._bring_to_disk()
+            nursery.cancel_scope.cancel()
+        return failures
+
+    async def _bring_to_disk(self) -> list[str]:
         if not self._ended.is_set():  # a failure of ours, not an unmount
             self._stopping = True
             self._plane.stop()

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import fusermount, holders, info, mounttable, outcome
+from . import fusermount, holders, info, loopdevices, mounttable, outcome
 from .errors import AiofsError, BadInput
 from .fusermount import Unmounting
 from .mounttable import Mount
@@ -31,14 +31,19 @@ class _Server:
     outcome_fd: int | None
 
 
-def umount(mountpoint: Path, *, lazy: bool = False) -> int:
-    """Unmount an aiofs mount; the exit status. Waits however long the sync takes, but not when lazy."""
+def umount(mountpoint: Path, *, lazy: bool = False, detach: bool = False) -> int:
+    """Unmount an aiofs mount; the exit status. Waits however long the sync takes, but not when lazy.
+
+    `detach`: first take away the loop devices on its images, unless they are in use.
+    """
     mount = _find(mountpoint)
     server, unknown = None, ""
     try:
         server = _server_of(mount)
     except info.Unreadable as error:
         unknown = str(error)
+    if detach:
+        _detach_devices(mount, answers=server is not None)
     match fusermount.unmount(mount.mountpoint, lazy=lazy):
         case Unmounting.BUSY:
             raise AiofsError(_busy(mount))
@@ -70,6 +75,16 @@ def _find(path: Path) -> Mount:
     if not path.exists():
         raise BadInput(f"{path} does not exist; 'aiofs info' lists the aiofs mounts")
     raise BadInput(f"{path} is not mounted; 'aiofs info' lists the aiofs mounts")
+
+
+def _detach_devices(mount: Mount, *, answers: bool) -> None:
+    from . import losetup
+    from .detach import detach_all
+
+    devices = loopdevices.on_mount(mount, answers=answers)
+    if devices:
+        losetup.need_root("umount --detach")
+        detach_all(devices)
 
 
 def _server_of(mount: Mount) -> _Server:
@@ -105,4 +120,6 @@ def _busy(mount: Mount) -> str:
     lines = holders.holders_of(mount).lines()
     if not lines:
         return f"{mount.mountpoint} is busy, but nobody who holds it can be seen from here"
+    if any(device.is_on(mount) for device in loopdevices.attached()):
+        lines.append(f"to detach the loop devices and unmount: aiofs umount --detach {mount.mountpoint}")
     return "\n  ".join([f"{mount.mountpoint} is busy, held by", *lines])

@@ -7,9 +7,16 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import attaching
 import pytest
+from attaching import Attaching, devices
 from loops import Loops
+from mounting import MountedFs
+from namespace import Namespace, why_not
+from waiting import wait_until
 from working import DRIVERS, require_driver
+
+from aiofs.loopdevices import LoopDevice
 
 
 @pytest.fixture(params=DRIVERS)
@@ -47,6 +54,53 @@ def below(tmp_path: Path) -> Iterator[Loops]:
 def loops(tmp_path: Path) -> Iterator[Loops]:
     """Loop devices on a mount's images: name it after `mounted`, so that it is taken away before."""
     yield from _loops(tmp_path)
+
+
+@pytest.fixture
+def disk(image_dir: Path) -> Path:
+    """An image of 32 MiB without blocks, in the source."""
+    path = image_dir / "disk.img"
+    with path.open("wb") as file:
+        file.truncate(32 << 20)
+    return path
+
+
+@pytest.fixture
+def attach(
+    mounted: Callable[..., MountedFs],  # noqa: ARG001 -- so that devices are taken away before the mounts
+    tmp_path: Path,
+) -> Iterator[Attaching]:
+    """`attach(image, *flags)`: the device that aiofs prints. What is on mounts of the test goes at its end.
+
+    Name it before `loops`, which mounts from the devices.
+    """
+    reason = Loops.why_not()
+    if reason:
+        pytest.skip(reason)
+
+    def left() -> list[LoopDevice]:
+        mounts = tmp_path.glob("mnt*")
+        return [device for path in mounts for device in devices(path)]
+
+    yield attaching.attach
+    for device in left():
+        subprocess.run(["losetup", "--detach", device.node], check=False)
+    wait_until(lambda: not left())
+
+
+@pytest.fixture
+def namespace(tmp_path: Path) -> Iterator[Namespace]:
+    """A mount namespace of the test's own."""
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    directory = tmp_path / "namespace"
+    directory.mkdir()
+    made = Namespace(directory)
+    if not made.works:
+        pytest.skip("unshare(1) cannot make a mount namespace here")
+    yield made
+    made.close()
 
 
 def _loops(directory: Path) -> Iterator[Loops]:

@@ -186,13 +186,14 @@ def test_help_teaches() -> None:
     assert overview.returncode == 0
     assert "aiofs mount images/ /mnt/vdisk" in overview.stdout
     mount = run_aiofs("mount", "--help").stdout
-    for word in ("--queue-depth", "writethrough", "exit status", "losetup", "io_uring, linux, threads"):
+    for word in ("--queue-depth", "writethrough", "exit status", "aiofs attach", "io_uring, linux, threads"):
         assert word in mount
 
 
 def test_help_fits_80_columns() -> None:
     """On a terminal of that width."""
-    for words in ([], ["mount"], ["umount"], ["info"], ["top"], ["probe"], ["bench"], ["drivers"]):
+    commands = ["mount", "umount", "attach", "detach", "info", "top", "probe", "bench", "drivers"]
+    for words in ([], *([command] for command in commands)):
         text = run_aiofs(*words, "--help", env={**os.environ, "COLUMNS": "80"}).stdout
         assert max(map(len, text.splitlines())) <= 80, words
 
