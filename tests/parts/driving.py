@@ -156,9 +156,7 @@ class Instance:
         """An lseek."""
         return self._io(SEEK, fd, offset, [], mode=whence)
 
-    def _io(
-        self, op: int, fd: int, offset: int, memory: Sequence[Any], length: int = 0, mode: int = 0
-    ) -> Io:
+    def _io(self, op: int, fd: int, offset: int, memory: Sequence[Any], length: int = 0, mode: int = 0) -> Io:
         return Io(self.ffi, op, fd, self._files[fd], offset, memory, length, mode)
 
     def submit(self, *ios: Io) -> int:

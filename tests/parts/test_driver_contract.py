@@ -266,7 +266,7 @@ def test_truncate_sets_the_size(aio: Instance, opened: Callable[..., int]) -> No
 
 
 def test_fallocate_takes_and_gives_back_blocks(aio: Instance, opened: Callable[..., int]) -> None:
-    """A hole reads as zeros and has no blocks; allocation makes the file longer; an error comes back as it is."""
+    """A hole reads as zeros and has no blocks; allocation makes the file longer; errors are results."""
     if not aio.can(FALLOCATE):
         pytest.skip("this driver leaves fallocate to threads; tests/plane/test_holes.py covers it")
     fd = opened(b"x" * (64 << 10))
