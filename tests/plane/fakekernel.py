@@ -245,10 +245,12 @@ class FakeKernel:
 
     def resize_between(
         self, size: int, before: Callable[[], list[int]], after: Callable[[], list[int]]
-    ) -> list[int]:
-        """Requests, a resize, and more requests, all in work before the first finishes; their uniques."""
+    ) -> tuple[list[int], list[str]]:
+        """Requests, a resize, and more requests, all in work before the first finishes: the requests'
+        uniques, and the operations that were submitted before anything had finished."""
         hold()
         uniques = before()
+        started: list[str] = []
         self.settle()
 
         async def main() -> None:
@@ -259,10 +261,12 @@ class FakeKernel:
                 uniques.extend(after())
                 while self.plane.counters()["in_flight"] != len(uniques) + 1:
                     await trio.lowlevel.checkpoint()
+                await self.plane.open_driver("fault")  # the turn of the loop that took the last one has ended
+                started.extend(op for op, _, _ in submitted())
                 release()
 
         self.command(main)
-        return uniques
+        return uniques, started
 
     def settle(self) -> None:
         """Return when the plane has submitted everything sent so far that may be submitted.

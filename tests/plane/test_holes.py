@@ -195,7 +195,7 @@ def test_a_fallocate_past_the_end_has_the_image_for_itself(
 def test_a_fallocate_behind_a_resize_has_the_image_for_itself(kernel: FakeKernel, image: Path) -> None:
     """What is inside the image when it comes may be past the end when its turn comes."""
     kernel.register(image)
-    uniques = kernel.resize_between(
+    uniques, _ = kernel.resize_between(
         K,
         before=lambda: [read(0)(kernel)],
         after=lambda: [send(kernel) for send in (allocate(8 * K), read(64 * K), write(96 * K))],
