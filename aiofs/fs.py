@@ -1,9 +1,9 @@
 """pyfuse3.Operations of a mount: names, attributes, listings, open and release.
 
-READ, WRITE and FSYNC of images never come here: the data plane serves them. File handles carry no state,
-so a restarted server can go on with those of its predecessor: an image's is its node id (pyfuse3's
-release is told nothing else), a directory's contains it (listings.py). This is the only module that
-raises FUSEError; the others raise OSError, and `_answered` turns it into the answer.
+READ, WRITE, FSYNC, FALLOCATE and LSEEK of images never come here: the data plane serves them. File handles
+carry no state, so a restarted server can go on with those of its predecessor: an image's is its node id
+(pyfuse3's release is told nothing else), a directory's contains it (listings.py). This is the only module
+that raises FUSEError; the others raise OSError, and `_answered` turns it into the answer.
 """
 # ruff: noqa: ARG002 -- pyfuse3 prescribes the handlers' arguments
 

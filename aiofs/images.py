@@ -93,6 +93,7 @@ class OpenImage:
             driver=self.decision.driver,
             direct=self.cache.direct,
             block_size=self.block_size,
+            dsync=self.cache.dsync,
             no_fsync=not self.cache.honours_fsync,
             block_device=self.block_device,
             writes_by_threads=self.decision.writes_by_threads,

@@ -55,9 +55,10 @@ FIELDS: Mapping[str, str] = {
     "driver_reason, the tests that led to it (name, looked_at, verdict yes, no or noted, reason, and the "
     "driver that a test is about), cache mode, block size and counters since the mount began, over all opens "
     "(requests_*: by the kernel; ios_*: handed to the driver; batches: submits with at least one io of it; "
-    "merged: requests that joined another one's io; bytes_*; errors: requests answered with an errno; waits: "
-    "for an overlapping request; unaligned: padded; retries; in_flight now; sticky_error: of a failed fsync; "
-    "latency: of answered requests, by operation: sum_ns, and requests by the limit of their bucket in ns)",
+    "merged: requests that joined another one's io; bytes_*; errors: requests answered with an errno, not "
+    "counting lseeks that found nothing; waits: for an overlapping request; unaligned: padded; retries; "
+    "in_flight now; sticky_error: of a failed fsync; latency: of answered requests, by operation: sum_ns, "
+    "and requests by the limit of their bucket in ns)",
     "closed": "images that were open earlier, the last 1,024: name, path, node and counters",
 }
 """Every field of info.json. Fields are added, never renamed; a reader ignores those it does not know."""

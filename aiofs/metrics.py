@@ -46,6 +46,8 @@ _BY_OPERATION = (
             "read": "requests_read",
             "write": "requests_write",
             "fsync": "requests_fsync",
+            "fallocate": "requests_fallocate",
+            "lseek": "requests_lseek",
             "truncate": "requests_truncate",
         },
     ),
@@ -53,7 +55,13 @@ _BY_OPERATION = (
     (
         "ios",
         "I/Os handed to the driver.",
-        {"read": "ios_read", "write": "ios_write", "fsync": "ios_fsync"},
+        {
+            "read": "ios_read",
+            "write": "ios_write",
+            "fsync": "ios_fsync",
+            "fallocate": "ios_fallocate",
+            "lseek": "ios_lseek",
+        },
     ),
 )
 """Name of the metric, help, field of the counters for each operation."""

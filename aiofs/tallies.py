@@ -14,7 +14,7 @@ from .dataplane import ImageCounters
 from .nodes import Node
 
 _MAX_CLOSED = 1024
-"""Closed images whose counters are kept; they take 2.7 KiB each."""
+"""Closed images whose counters are kept; they take 4.4 KiB each."""
 
 _File = tuple[int, int]
 """Inode number and generation."""

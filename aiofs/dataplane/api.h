@@ -106,7 +106,8 @@ enum {
     AIOFS_IMAGE_DIRECT = 1,   /* opened with O_DIRECT; block_size says its alignment in bytes */
     AIOFS_IMAGE_NO_FSYNC = 2, /* cache mode unsafe: FSYNC is answered without being done */
     AIOFS_IMAGE_BLOCKDEV = 4, /* a block device: it cannot grow */
-    AIOFS_IMAGE_WRITES_BY_THREADS = 8 /* WRITEs go to `threads`: the driver would do them one by one */
+    AIOFS_IMAGE_WRITES_BY_THREADS = 8, /* WRITEs go to `threads`: the driver would do them one by one */
+    AIOFS_IMAGE_DSYNC = 16    /* opened with O_DSYNC: a change of blocks is on disk when it is answered, too */
 };
 
 /* Requests by how long they took, from the drain that read them until the result of their last io was taken up
@@ -120,18 +121,18 @@ typedef struct {
 /* Counters are written by the data plane's thread only, with plain stores, and read by others at any time;
  * each value is current or a moment old. */
 typedef struct {
-    uint64_t requests_read, requests_write, requests_fsync, requests_truncate;
-    uint64_t ios_read, ios_write, ios_fsync;
+    uint64_t requests_read, requests_write, requests_fsync, requests_fallocate, requests_lseek, requests_truncate;
+    uint64_t ios_read, ios_write, ios_fsync, ios_fallocate, ios_lseek;
     uint64_t batches;       /* submits that carried at least one io of the image */
     uint64_t merged;        /* requests that joined another one's io */
     uint64_t bytes_read, bytes_written;
-    uint64_t errors;        /* requests answered with an errno */
+    uint64_t errors;        /* requests answered with an errno; not LSEEKs that found nothing (ENXIO) */
     uint64_t waits;         /* requests that waited for an overlapping one */
     uint64_t unaligned;     /* requests that had to be padded */
     uint64_t retries;       /* ios done again: split, short, EINTR, EAGAIN */
     uint64_t in_flight;     /* requests in work now */
     int64_t sticky_error;   /* -errno of a failed fsync, or 0 */
-    aiofs_latency latency[3]; /* answered requests: read, write, fsync */
+    aiofs_latency latency[5]; /* answered requests: read, write, fsync, fallocate, lseek */
 } aiofs_image_counters;
 
 /* Commands on control_fd, answered one by one, in any order, by aiofs_answer with the same id. */
@@ -147,7 +148,7 @@ typedef struct {
     uint64_t node;
     int64_t size;
     uint32_t verb;
-    int32_t fd;          /* READ, WRITE and FSYNC of the image go here */
+    int32_t fd;          /* the image's data requests go here */
     int32_t tail_fd;     /* DIRECT only: the same file, buffered with O_DSYNC, for a tail that is no whole block */
     int32_t driver;      /* index in the table of drivers */
     uint32_t flags;
@@ -195,9 +196,9 @@ int32_t aiofs_init_exchange(aiofs_plane *plane, int32_t reply, void *buffer, uin
 /* ---- the fault driver, for tests (drivers/fault.c): one script for the whole process ---- */
 
 typedef struct {
-    int64_t from, to; /* ios that touch bytes from .. to-1; any for fsync and truncate */
-    int64_t result;   /* < 0: fail with it, undone; >= 0: do at most so many bytes and say so */
-    int32_t op;       /* as in aiofs_io */
+    int64_t from, to; /* ios that touch bytes from .. to-1; any for fsync, truncate and seek */
+    int64_t result;   /* < 0: fail with it, undone; >= 0: of a read or write, do at most so many bytes and say so */
+    int32_t op;       /* as in aiofs_io, and 4 fallocate, 5 seek */
     int32_t times;    /* so often; -1: always */
 } aiofs_fault_rule;
 
@@ -227,12 +228,13 @@ typedef struct {
 int32_t aiofs_merge(aiofs_span *spans, uint32_t n, int32_t *heads);
 
 typedef struct {
-    int32_t kind; /* 0 read, 1 write, 2 fsync, 3 other, 4 ignored, 5 refused */
+    int32_t kind; /* 0 read, 1 write, 2 fsync, 3 fallocate, 4 lseek, 5 other, 6 ignored, 7 refused */
     uint32_t opcode;
     uint64_t unique;
     uint64_t node;
     int64_t offset;
-    uint32_t length;
+    int64_t length;
+    uint32_t mode;
     uint32_t pad;
 } aiofs_message;
 int32_t aiofs_parse(const void *data, uint32_t size, aiofs_message *out);

@@ -58,15 +58,22 @@ static void set_range(struct request *r, int64_t start, int64_t end, unsigned ch
 
 static void prepare(struct request *r)
 {
+    static const enum io_op operations[] = {
+        [REQUEST_READ] = IO_READ,
+        [REQUEST_WRITE] = IO_WRITE,
+        [REQUEST_FSYNC] = IO_FSYNC,
+        [REQUEST_FALLOCATE] = IO_FALLOCATE,
+        [REQUEST_LSEEK] = IO_SEEK,
+        [REQUEST_TRUNCATE] = IO_TRUNCATE,
+    };
     struct image *image = r->image;
 
-    r->io.op = r->kind == REQUEST_READ    ? IO_READ
-               : r->kind == REQUEST_WRITE ? IO_WRITE
-               : r->kind == REQUEST_FSYNC ? IO_FSYNC
-                                          : IO_TRUNCATE;
+    r->io.op = operations[r->kind];
     r->io.fd = image->fd;
     r->io.file = image->file;
     if (r->kind > REQUEST_WRITE) {
+        if (r->step == STEP_DURABLE)
+            r->io.op = IO_FSYNC;
         r->io.offset = r->offset;
         r->io.iov = NULL;
         r->io.iovcnt = 0;
@@ -91,6 +98,8 @@ static void prepare(struct request *r)
     case STEP_EDGE_TAIL:
         r->io.op = IO_READ;
         set_range(r, range_end(r) - image->block_size, range_end(r), r->edge);
+        break;
+    case STEP_DURABLE: /* of a FALLOCATE */
         break;
     }
 }
@@ -174,6 +183,8 @@ static void count_io(struct image *image, enum io_op op, uint64_t batch)
     image->counters->ios_read += op == IO_READ;
     image->counters->ios_write += op == IO_WRITE;
     image->counters->ios_fsync += op == IO_FSYNC;
+    image->counters->ios_fallocate += op == IO_FALLOCATE;
+    image->counters->ios_lseek += op == IO_SEEK;
 }
 
 static void count_batch(struct aiofs_plane *plane, int ios)

@@ -10,7 +10,7 @@ from typing import Any
 
 from .binding import ffi, lib
 
-OPERATIONS = ("read", "write", "fsync")
+OPERATIONS = ("read", "write", "fsync", "fallocate", "lseek")
 """What latencies are counted of, in the order of aiofs_image_counters.latency."""
 
 LATENCY_LIMITS_NS: tuple[int, ...] = tuple(
@@ -46,6 +46,8 @@ class ImageCounters:
             counted.requests_read
             or counted.requests_write
             or counted.requests_fsync
+            or counted.requests_fallocate
+            or counted.requests_lseek
             or counted.requests_truncate
         )
 

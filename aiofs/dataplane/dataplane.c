@@ -160,9 +160,14 @@ static int route(struct aiofs_plane *plane, struct request *r, size_t size)
         request_put(&plane->pool, r);
     } else if (message.kind != MESSAGE_OTHER && image_find(&plane->images, message.node)) {
         serve_message(plane, r, &message);
-    } else if (message.kind == MESSAGE_WRITE) {
+    } else if (message.kind == MESSAGE_WRITE || message.kind == MESSAGE_FALLOCATE) {
         /* The control plane serves no writes: it opens nothing but images for writing. */
         serve_refuse(plane, message.unique, -EBADF);
+        request_put(&plane->pool, r);
+    } else if (message.kind == MESSAGE_LSEEK) {
+        /* Of a file in .aiofs. libfuse would say ENOSYS, and the kernel ask no more about any file. EINVAL says
+         * that this file knows no holes: cp and tar then read it. */
+        serve_refuse(plane, message.unique, -EINVAL);
         request_put(&plane->pool, r);
     } else {
         forward_message(plane, r, &message, size);

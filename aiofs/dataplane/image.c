@@ -113,6 +113,11 @@ static int overlap(const struct request *a, const struct request *b)
     return a->lock_start < b->lock_end && b->lock_start < a->lock_end;
 }
 
+static int is_change(const struct request *r)
+{
+    return r->kind == REQUEST_WRITE || r->kind == REQUEST_FALLOCATE;
+}
+
 /* Must `later` wait for `earlier`? The table in image.h. */
 static int conflict(const struct request *earlier, const struct request *later)
 {
@@ -121,8 +126,8 @@ static int conflict(const struct request *earlier, const struct request *later)
     if (earlier->kind == REQUEST_FSYNC)
         return 0;
     if (later->kind == REQUEST_FSYNC)
-        return earlier->kind == REQUEST_WRITE;
-    if (earlier->kind == REQUEST_READ && later->kind == REQUEST_READ)
+        return is_change(earlier);
+    if (!is_change(earlier) && !is_change(later))
         return 0;
     return overlap(earlier, later);
 }
@@ -132,7 +137,7 @@ static int cannot_conflict(const struct image *image, const struct request *r)
 {
     if (image->active_resizes || r->kind == REQUEST_TRUNCATE)
         return 0;
-    return r->kind != REQUEST_WRITE && image->active_writes == 0;
+    return !is_change(r) && image->active_writes == 0;
 }
 
 /* The newest request before r that r must wait for, or NULL. */
@@ -164,7 +169,7 @@ static int block_or_pass(const struct image *image, struct request *r)
 static void count_active(struct image *image, const struct request *r, unsigned by)
 {
     image->active += by;
-    image->active_writes += r->kind == REQUEST_WRITE ? by : 0;
+    image->active_writes += is_change(r) ? by : 0;
     image->active_resizes += r->kind == REQUEST_TRUNCATE ? by : 0;
     image->counters->in_flight = image->active;
 }
@@ -179,7 +184,7 @@ int image_enter(struct image *image, struct request *r)
     else
         image->oldest = r;
     image->newest = r;
-    if (r->kind == REQUEST_FSYNC || r->kind == REQUEST_TRUNCATE)
+    if (r->kind == REQUEST_FSYNC || r->kind == REQUEST_FALLOCATE || r->kind == REQUEST_TRUNCATE)
         image->epoch++;
     r->epoch = image->epoch;
     count_active(image, r, 1);

@@ -10,6 +10,8 @@
  *   an FSYNC                  | -        yes      -      yes
  *   a TRUNCATE                | yes      yes      yes    yes
  *
+ * A FALLOCATE counts as a WRITE, an LSEEK as a READ; space.h has the ranges that they lock.
+ *
  * An FSYNC has to cover the WRITEs answered before it, and those have completed; it waits for all that
  * arrived before it, which is a little more than it must (drives and QEMU do the same).
  */
@@ -28,8 +30,8 @@ struct image {
     uint32_t flags, block_size;
     struct queue *queue;
     struct request *oldest, *newest; /* the active list */
-    unsigned active, active_writes, active_resizes;
-    uint64_t epoch;          /* counts FSYNCs and resizes: nothing is merged across one */
+    unsigned active, active_writes, active_resizes; /* writes: FALLOCATEs, too */
+    uint64_t epoch;          /* counts FSYNCs, FALLOCATEs and resizes: nothing is merged across one */
     int64_t sticky_error;    /* -errno of a failed fsync, for the life of the mount */
     uint64_t unregister_id;  /* the command to answer when the last request is done; 0: none */
     aiofs_image_counters *counters; /* the control plane's memory */

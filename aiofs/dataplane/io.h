@@ -15,6 +15,8 @@ enum io_op {
     IO_WRITE,    /* pwritev: result is bytes */
     IO_FSYNC,    /* fdatasync: result 0 */
     IO_TRUNCATE, /* ftruncate to `offset` bytes: result 0 */
+    IO_FALLOCATE, /* fallocate of `length` bytes: result 0 */
+    IO_SEEK,     /* lseek: result is the offset found; what it does to the descriptor's position is nobody's concern */
     IO_OPS
 };
 
@@ -26,9 +28,11 @@ struct io {
     int fd;                  /* the image's descriptor, borrowed; open until the io is reaped */
     int file;                /* what the driver's attach() returned for fd */
     int64_t offset;          /* bytes */
+    int64_t length;          /* FALLOCATE only: bytes */
+    int mode;                /* FALLOCATE: as in fallocate(2); SEEK: whence, SEEK_DATA or SEEK_HOLE */
     const struct iovec *iov; /* READ and WRITE only */
     int iovcnt;              /* 1 .. IO_SEGMENTS_MAX */
-    int64_t result;          /* valid once reaped: bytes (or 0), or -errno */
+    int64_t result;          /* valid once reaped: bytes (or 0, or an offset), or -errno */
     struct io *next;         /* a link for whoever owns the io */
 };
 

@@ -2,7 +2,7 @@
  *
  * Rules (each has a property in tests/pure/test_merge.py):
  *   - only spans of one stream are joined: a stream is an image, a direction and an epoch, and an epoch
- *     ends with every FSYNC or resize, so nothing is joined across those;
+ *     ends with every FSYNC, FALLOCATE or resize, so nothing is joined across those;
  *   - only exactly adjacent spans: no gap, no overlap;
  *   - at most MERGE_BYTES_MAX bytes and MERGE_SPANS_MAX spans in one io;
  *   - within an io by offset; the ios in the order in which the first span of each came.

@@ -1,7 +1,8 @@
 /* plane.h -- the data plane's state, shared by its rooms; nobody outside them includes this.
  *
  *   dataplane.c  open, run, stop, close: the loop and its one wait
- *   serve.c      the life of a READ, WRITE, FSYNC or resize of a registered image
+ *   serve.c      the life of a data request or resize of a registered image
+ *   space.c      what is special about FALLOCATE and LSEEK
  *   batch.c      of them, what is ready: merged and submitted
  *   forward.c    everything else, to the control plane and back
  *   control.c    the commands of the control plane
@@ -77,7 +78,7 @@ struct aiofs_plane {
 #define REPLY_MAX (WIRE_DATA_MAX + 4096)
 
 /* serve.c */
-/* A parsed READ, WRITE or FSYNC of a registered image, in r. Takes r over. */
+/* A parsed data request of a registered image, in r. Takes r over. */
 void serve_message(struct aiofs_plane *plane, struct request *r, const struct message *message);
 /* A resize command; r from request_get_resize. Takes r over. */
 void serve_truncate(struct aiofs_plane *plane, struct request *r, struct image *image, int64_t size,

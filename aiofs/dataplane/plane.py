@@ -1,4 +1,4 @@
-"""DataPlane: the C loop that serves READ, WRITE and FSYNC, and the commands it takes."""
+"""DataPlane: the C loop that serves the data requests of images, and the commands it takes."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ class ImageSpec:
     direct: bool
     block_size: int
     """Alignment of offsets and lengths in bytes when `direct`; otherwise 1."""
+    dsync: bool = False
+    """Opened with O_DSYNC."""
     no_fsync: bool = False
     block_device: bool = False
     writes_by_threads: bool = False
@@ -117,6 +119,7 @@ class DataPlane:
         """Serve `node` from now on; returns its slot in the table of images. OSError says why not."""
         flags = (
             (lib.AIOFS_IMAGE_DIRECT if spec.direct else 0)
+            | (lib.AIOFS_IMAGE_DSYNC if spec.dsync else 0)
             | (lib.AIOFS_IMAGE_NO_FSYNC if spec.no_fsync else 0)
             | (lib.AIOFS_IMAGE_BLOCKDEV if spec.block_device else 0)
             | (lib.AIOFS_IMAGE_WRITES_BY_THREADS if spec.writes_by_threads else 0)

@@ -37,6 +37,34 @@ static enum message_kind parse_write(struct message *out, const char *body, size
     return MESSAGE_WRITE;
 }
 
+static enum message_kind parse_fallocate(struct message *out, const char *body, size_t body_size)
+{
+    struct fuse_fallocate_in in;
+
+    if (body_size < sizeof in)
+        return MESSAGE_REFUSED;
+    memcpy(&in, body, sizeof in);
+    if (in.length == 0 || in.length > INT64_MAX || in.offset > (uint64_t)INT64_MAX - in.length)
+        return MESSAGE_REFUSED;
+    out->offset = (int64_t)in.offset;
+    out->length = (int64_t)in.length;
+    out->mode = in.mode;
+    return MESSAGE_FALLOCATE;
+}
+
+/* The kernel passes on what lseek(2) was called with: a negative offset is no malformed message. */
+static enum message_kind parse_lseek(struct message *out, const char *body, size_t body_size)
+{
+    struct fuse_lseek_in in;
+
+    if (body_size < sizeof in)
+        return MESSAGE_REFUSED;
+    memcpy(&in, body, sizeof in);
+    out->offset = (int64_t)in.offset;
+    out->mode = in.whence;
+    return MESSAGE_LSEEK;
+}
+
 void protocol_parse(struct message *out, const void *head, size_t size)
 {
     const char *body = (const char *)head + sizeof(struct fuse_in_header);
@@ -63,6 +91,12 @@ void protocol_parse(struct message *out, const void *head, size_t size)
         break;
     case FUSE_FSYNC:
         out->kind = body_size < sizeof(struct fuse_fsync_in) ? MESSAGE_REFUSED : MESSAGE_FSYNC;
+        break;
+    case FUSE_FALLOCATE:
+        out->kind = parse_fallocate(out, body, body_size);
+        break;
+    case FUSE_LSEEK:
+        out->kind = parse_lseek(out, body, body_size);
         break;
     case FUSE_INTERRUPT:
         /* May be ignored, and must not be answered ENOSYS: the kernel would stop sending it. Submitted

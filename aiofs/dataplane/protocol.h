@@ -25,6 +25,8 @@ enum message_kind {
     MESSAGE_READ,
     MESSAGE_WRITE,
     MESSAGE_FSYNC,
+    MESSAGE_FALLOCATE,
+    MESSAGE_LSEEK,
     MESSAGE_OTHER,   /* for the control plane */
     MESSAGE_IGNORED, /* wants no answer and no work: INTERRUPT */
     MESSAGE_REFUSED  /* malformed: answer -EINVAL if it has a unique */
@@ -35,8 +37,9 @@ struct message {
     uint32_t opcode;
     uint64_t unique; /* as it came: bit 63 marks a resend, and the reply has to keep it */
     uint64_t node;
-    int64_t offset;  /* READ, WRITE: bytes, 0 .. INT64_MAX - length */
-    uint32_t length; /* READ, WRITE: bytes, 0 .. WIRE_DATA_MAX */
+    int64_t offset;  /* READ, WRITE, FALLOCATE: bytes, 0 .. INT64_MAX - length; LSEEK: anything */
+    int64_t length;  /* READ, WRITE: bytes, 0 .. WIRE_DATA_MAX; FALLOCATE: bytes, > 0; else 0 */
+    uint32_t mode;   /* FALLOCATE: as in fallocate(2); LSEEK: whence; not checked */
 };
 
 /* Check and take apart a message of `size` bytes whose first min(size, WIRE_HEAD) bytes are at head. */

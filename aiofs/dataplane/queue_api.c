@@ -180,7 +180,7 @@ static int take(aiofs_queue *q, const aiofs_io *from, struct slot **out)
     struct slot **link = find(q, from->id);
     if (descriptor == NULL)
         return -EBADF;
-    if (from->op < 0 || from->op >= IO_OPS || from->length > LENGTH_MAX)
+    if (from->op < 0 || from->op > IO_TRUNCATE || from->length > LENGTH_MAX)
         return -EINVAL;
     if (*link != NULL)
         return -EEXIST;

@@ -25,7 +25,14 @@
 
 struct image;
 
-enum request_kind { REQUEST_READ, REQUEST_WRITE, REQUEST_FSYNC, REQUEST_TRUNCATE };
+enum request_kind {
+    REQUEST_READ,
+    REQUEST_WRITE,
+    REQUEST_FSYNC,
+    REQUEST_FALLOCATE,
+    REQUEST_LSEEK,
+    REQUEST_TRUNCATE /* the control plane's; all before it are the kernel's, numbered as in message_kind */
+};
 enum request_state { REQUEST_FREE, REQUEST_READING, REQUEST_WAITING, REQUEST_READY, REQUEST_RUNNING };
 
 /* What the next io of a request is for. */
@@ -35,7 +42,8 @@ enum request_step {
     STEP_EDGE_HEAD, /* read-modify-write: the block before an unaligned WRITE's first byte */
     STEP_EDGE_TAIL, /* the block behind its last byte */
     STEP_MODIFIED,  /* write the widened range */
-    STEP_TAIL       /* an unaligned WRITE at or past the last whole block, through the tail descriptor */
+    STEP_TAIL,      /* an unaligned WRITE at or past the last whole block, through the tail descriptor */
+    STEP_DURABLE    /* an fdatasync for the FALLOCATE that has been done */
 };
 
 /* O_DIRECT block sizes up to this are served; the control plane refuses larger ones. */
@@ -43,6 +51,9 @@ enum request_step {
 
 /* Room for data of WIRE_DATA_MAX bytes that was widened to whole blocks at both ends. */
 #define PAYLOAD_SIZE (WIRE_DATA_MAX + 2 * BLOCK_MAX)
+
+/* Who goes through the page cache dirties whole pages, so it locks whole pages. */
+#define LOCK_GRANULE 4096u
 
 /* How often one request may be answered EINTR or EAGAIN by its driver before `threads` gets it. */
 #define DRIVER_TRIES 4
@@ -53,13 +64,13 @@ struct request {
     enum request_kind kind;
     enum request_state state;
     enum request_step step;
-    uint32_t length; /* bytes asked for */
+    uint32_t length; /* READ, WRITE: bytes asked for (FALLOCATE has its own in io.length) */
     int64_t offset;  /* bytes */
     int64_t arrived_ns; /* the plane's now_ns at its drain */
     uint64_t unique; /* of the message; of the command for REQUEST_TRUNCATE */
     struct image *image;
 
-    int64_t lock_start, lock_end; /* the range that others must not touch: widened for unaligned WRITEs */
+    int64_t lock_start, lock_end; /* the range that others must not touch: often wider than it is */
     uint32_t done;                /* bytes of the current step that earlier short ios have done */
     uint32_t pad;                 /* bytes that the widened range begins before offset */
     unsigned tries;               /* EINTR and EAGAIN so far */
@@ -87,6 +98,13 @@ static inline int64_t round_down(int64_t value, uint32_t unit)
 static inline int64_t round_up(int64_t value, uint32_t unit)
 {
     return round_down(value + unit - 1, unit);
+}
+
+/* Lock the pages that r touches, whole. */
+static inline void request_lock_pages(struct request *r)
+{
+    r->lock_start = round_down(r->lock_start, LOCK_GRANULE);
+    r->lock_end = r->lock_end > INT64_MAX - LOCK_GRANULE ? INT64_MAX : round_up(r->lock_end, LOCK_GRANULE);
 }
 
 struct request_pool {

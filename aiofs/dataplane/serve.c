@@ -18,9 +18,7 @@
 #include "clock.h"
 #include "histogram.h"
 #include "plane.h"
-
-/* A buffered write dirties whole pages, so an unaligned WRITE locks whole pages. */
-#define LOCK_GRANULE 4096
+#include "space.h"
 
 /* EINTR, EAGAIN and reads without progress after which a request is answered with an error. */
 #define TRIES_MAX 64
@@ -92,14 +90,16 @@ static void release(struct aiofs_plane *plane, struct request *r)
 /* r is about to be answered. */
 static void count_latency(struct aiofs_plane *plane, struct image *image, const struct request *r)
 {
-    _Static_assert(REQUEST_READ == 0 && REQUEST_WRITE == 1 && REQUEST_FSYNC == 2, "the order of `latency`");
-    if (r->kind <= REQUEST_FSYNC)
+    _Static_assert(REQUEST_READ == 0 && REQUEST_WRITE == 1 && REQUEST_FSYNC == 2 && REQUEST_FALLOCATE == 3 &&
+                       REQUEST_LSEEK == 4,
+                   "the order of `latency`");
+    if (r->kind < REQUEST_TRUNCATE)
         histogram_add(&image->counters->latency[r->kind], plane->now_ns - r->arrived_ns);
 }
 
 void serve_fail(struct aiofs_plane *plane, struct request *r, int64_t error)
 {
-    r->image->counters->errors++;
+    r->image->counters->errors += !space_is_answer(r, error);
     count_latency(plane, r->image, r);
     if (r->kind == REQUEST_TRUNCATE)
         control_answer(plane, r->unique, error);
@@ -130,6 +130,15 @@ static void answer_write(struct aiofs_plane *plane, struct request *r)
     release(plane, r);
 }
 
+static void answer_lseek(struct aiofs_plane *plane, struct request *r, int64_t offset)
+{
+    struct fuse_lseek_out out = {.offset = (uint64_t)offset};
+
+    count_latency(plane, r->image, r);
+    send_answer(plane, r->unique, 0, &out, sizeof out);
+    release(plane, r);
+}
+
 static void answer_done(struct aiofs_plane *plane, struct request *r)
 {
     count_latency(plane, r->image, r);
@@ -152,12 +161,12 @@ static void admit(struct aiofs_plane *plane, struct request *r, struct image *im
     r->image = image;
     r->lock_start = r->offset;
     r->lock_end = r->offset + r->length;
-    if (r->kind <= REQUEST_WRITE && !serve_is_aligned(r)) {
+    if (r->kind > REQUEST_WRITE) {
+        space_set_lock(r);
+    } else if (!serve_is_aligned(r)) {
         image->counters->unaligned++;
-        if (r->kind == REQUEST_WRITE) {
-            r->lock_start = round_down(r->lock_start, LOCK_GRANULE);
-            r->lock_end = r->lock_end > INT64_MAX - LOCK_GRANULE ? INT64_MAX : round_up(r->lock_end, LOCK_GRANULE);
-        }
+        if (r->kind == REQUEST_WRITE)
+            request_lock_pages(r);
     }
     plane->counters.in_flight = ++plane->in_work;
     if (image_enter(image, r))
@@ -168,11 +177,14 @@ static void admit(struct aiofs_plane *plane, struct request *r, struct image *im
 static int answer_at_once(struct aiofs_plane *plane, struct request *r, struct image *image)
 {
     struct fuse_write_out nothing = {.size = 0};
-    int needs_io = r->kind == REQUEST_FSYNC ? !(image->flags & AIOFS_IMAGE_NO_FSYNC) : r->length > 0;
+    int needs_io = r->kind == REQUEST_FSYNC ? !(image->flags & AIOFS_IMAGE_NO_FSYNC)
+                                            : r->length > 0 || r->kind > REQUEST_FSYNC;
     int error = image->unregister_id ? -EBADF : 0;
 
     if (r->kind == REQUEST_FSYNC && !error)
         error = (int)image->sticky_error;
+    else if (r->kind > REQUEST_FSYNC && !error)
+        error = space_refuses(r);
     if (needs_io && !error)
         return 0;
     image->counters->errors += error < 0;
@@ -189,13 +201,19 @@ void serve_message(struct aiofs_plane *plane, struct request *r, const struct me
 {
     struct image *image = image_find(&plane->images, message->node);
 
-    r->kind = message->kind == MESSAGE_READ    ? REQUEST_READ
-              : message->kind == MESSAGE_WRITE ? REQUEST_WRITE
-                                               : REQUEST_FSYNC;
+    _Static_assert((int)MESSAGE_READ == (int)REQUEST_READ && (int)MESSAGE_WRITE == (int)REQUEST_WRITE &&
+                       (int)MESSAGE_FSYNC == (int)REQUEST_FSYNC &&
+                       (int)MESSAGE_FALLOCATE == (int)REQUEST_FALLOCATE &&
+                       (int)MESSAGE_LSEEK == (int)REQUEST_LSEEK,
+                   "one order");
+    r->kind = (enum request_kind)message->kind;
     r->arrived_ns = plane->now_ns;
     r->unique = message->unique;
     r->offset = message->offset;
-    r->length = message->length;
+    if (r->kind > REQUEST_FSYNC)
+        space_take(r, image, message);
+    else
+        r->length = (uint32_t)message->length;
     image->counters->requests_read += r->kind == REQUEST_READ;
     image->counters->requests_write += r->kind == REQUEST_WRITE;
     image->counters->requests_fsync += r->kind == REQUEST_FSYNC;
@@ -317,23 +335,35 @@ static void finish_fsync(struct aiofs_plane *plane, struct request *r, int64_t r
         answer_done(plane, r);
 }
 
+/* Neither bytes nor an fsync. */
+static void finish_other(struct aiofs_plane *plane, struct request *r, int64_t result)
+{
+    if (r->kind == REQUEST_LSEEK) {
+        answer_lseek(plane, r, result);
+    } else if (r->kind == REQUEST_FALLOCATE && r->image->flags & AIOFS_IMAGE_DSYNC) {
+        r->step = STEP_DURABLE;
+        serve_ready(plane, r);
+    } else {
+        answer_done(plane, r);
+    }
+}
+
 /* The io of r alone has finished. */
 static void finish(struct aiofs_plane *plane, struct request *r, int64_t result)
 {
-    if ((result == -EINTR || result == -EAGAIN) && ++r->tries < TRIES_MAX) {
-        again(plane, r);
-        return;
-    }
-    if (r->kind == REQUEST_FSYNC) {
-        finish_fsync(plane, r, result);
-        return;
-    }
     if (result < 0) {
-        serve_fail(plane, r, result);
-        return;
+        if ((result == -EINTR || result == -EAGAIN) && ++r->tries < TRIES_MAX) {
+            again(plane, r);
+            return;
+        }
+        result = space_result(r, result);
     }
-    if (r->kind == REQUEST_TRUNCATE)
-        answer_done(plane, r);
+    if (r->io.op == IO_FSYNC)
+        finish_fsync(plane, r, result);
+    else if (result < 0)
+        serve_fail(plane, r, result);
+    else if (r->kind > REQUEST_FSYNC)
+        finish_other(plane, r, result);
     else if (r->step == STEP_EDGE_HEAD || r->step == STEP_EDGE_TAIL)
         finish_edge(plane, r, result);
     else if (r->kind == REQUEST_READ)

@@ -42,6 +42,7 @@ int32_t aiofs_parse(const void *data, uint32_t size, aiofs_message *out)
         .node = message.node,
         .offset = message.offset,
         .length = message.length,
+        .mode = message.mode,
     };
     return 0;
 }

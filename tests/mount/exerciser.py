@@ -1,6 +1,6 @@
 """Random work on one file of a mount, checked against a bytearray after every operation.
 
-The idea is that of fsx: whatever the order of reads, writes, truncations and re-opens, a file is its
+The idea is that of fsx: whatever the order of reads, writes, truncations, holes and re-opens, a file is its
 bytes. This one also keeps several requests in flight at once, on ranges that touch but do not overlap, so
 that neighbours share blocks and pages. All decisions come from one seed: the same seed does the same
 operations again. It knows nothing of aiofs; it works on any file system.
@@ -8,12 +8,15 @@ operations again. It knows nothing of aiofs; it works on any file system.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import random
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from allocation import KEEP_SIZE, PUNCH, ZERO_RANGE, data_ranges, fallocate
 
 MAX_SIZE = 2 << 20
 REMEMBERED = 40
@@ -40,6 +43,7 @@ class Exerciser:
         self._count = 0
         self._may_be_direct = direct
         self._direct = False
+        self._refused: set[int] = set()
         self._pool = ThreadPoolExecutor(IN_FLIGHT)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
 
@@ -51,6 +55,10 @@ class Exerciser:
         ("mapped_write", 4),
         ("truncate", 4),
         ("append", 3),
+        ("punch", 4),
+        ("zero", 3),
+        ("allocate", 2),
+        ("seek", 3),
         ("fsync", 2),
         ("reopen", 5),
     )
@@ -187,6 +195,45 @@ class Exerciser:
         os.ftruncate(self._fd, size)
         del self._model[size:]
         self._model.extend(bytes(size - len(self._model)))
+
+    def _punch(self) -> None:
+        offset, length = self._range(len(self._model) + 5000)
+        self._fallocate(PUNCH, offset, length)
+
+    def _zero(self) -> None:
+        self._fallocate(ZERO_RANGE | self._random.choice((0, KEEP_SIZE)), *self._range_to_grow())
+
+    def _allocate(self) -> None:
+        self._fallocate(self._random.choice((0, KEEP_SIZE)), *self._range_to_grow())
+
+    def _range_to_grow(self) -> tuple[int, int]:
+        offset, length = self._range(min(MAX_SIZE - 1, len(self._model) + 5000))
+        return offset, min(length, MAX_SIZE - offset)
+
+    def _fallocate(self, mode: int, offset: int, length: int) -> None:
+        """What the file system does not know must change nothing; and not be known later, either."""
+        self._note(f"fallocate mode {mode} {offset} +{length} of {len(self._model)}")
+        try:
+            fallocate(self._fd, mode, offset, length)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            self._refused.add(mode)
+            return
+        assert mode not in self._refused, f"fallocate of mode {mode} was not supported before"
+        if mode & ~KEEP_SIZE:
+            end = min(offset + length, len(self._model))
+            self._model[offset:end] = bytes(max(0, end - offset))
+        if not mode & KEEP_SIZE:
+            self._model.extend(bytes(max(0, offset + length - len(self._model))))
+
+    def _seek(self) -> None:
+        self._note(f"seek data and holes of {len(self._model)}")
+        end = 0
+        for start, stop in [*data_ranges(self._fd), (len(self._model), 0)]:
+            lost = any(self._model[end:start])
+            assert not lost, f"there is data in the hole from {end} to {start}"
+            end = stop
 
     def _fsync(self) -> None:
         self._note("fsync")

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import exerciser
 import pytest
 from exerciser import Exerciser, Mismatch
 from mounting import MountedFs
@@ -39,12 +40,14 @@ def test_the_exerciser_finds_nothing_wrong_with_a_plain_file(tmp_path: Path) -> 
     Exerciser(path, path, SEED, direct=False).run(300)
 
 
-@pytest.mark.parametrize("lie", ["pread", "pwrite", "ftruncate"])
+@pytest.mark.parametrize("lie", ["pread", "pwrite", "ftruncate", "fallocate", "lseek"])
 def test_the_exerciser_notices_one_wrong_byte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lie: str
 ) -> None:
-    """A read that returns it, a write that leaves it, a truncation one byte off: the seed is printed."""
-    honest = getattr(os, lie)
+    """A read that returns it, a write that leaves it, a size, a hole, or what is said of a hole that is one
+    byte off: the seed is printed."""
+    module = exerciser if lie == "fallocate" else os
+    honest = getattr(module, lie)
 
     def pread(fd: int, length: int, offset: int) -> bytes:
         data: bytes = honest(fd, length, offset)
@@ -60,7 +63,15 @@ def test_the_exerciser_notices_one_wrong_byte(
     def ftruncate(fd: int, size: int) -> None:
         honest(fd, size + 1)
 
-    monkeypatch.setattr(os, lie, {"pread": pread, "pwrite": pwrite, "ftruncate": ftruncate}[lie])
+    def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+        honest(fd, mode, offset, length + 1)
+
+    def lseek(fd: int, offset: int, whence: int) -> int:
+        found: int = honest(fd, offset, whence)
+        return found + 1 if whence == os.SEEK_DATA else found
+
+    lies = {"pread": pread, "pwrite": pwrite, "ftruncate": ftruncate, "fallocate": fallocate, "lseek": lseek}
+    monkeypatch.setattr(module, lie, lies[lie])
     path = tmp_path / "lying"
     with pytest.raises(Mismatch, match=rf"with seed {SEED}(?s:.)*the newest at the end"):
         Exerciser(path, path, SEED, direct=False).run(2000)

@@ -17,7 +17,7 @@ from cffi import FFI
 
 SOURCES = Path(__file__).resolve().parents[2] / "aiofs" / "dataplane"
 
-READ, WRITE, FSYNC, TRUNCATE = range(4)
+READ, WRITE, FSYNC, TRUNCATE, FALLOCATE, SEEK = range(6)
 
 PATIENCE_S = 20
 """How long an edge may take before it counts as lost."""
@@ -55,14 +55,24 @@ class Drivers:
 class Io:
     """One io and the memory it needs: `memory` is what it reads into or writes from, a buffer per segment."""
 
-    def __init__(self, ffi: FFI, op: int, fd: int, file: int, offset: int, memory: Sequence[Any]) -> None:
+    def __init__(
+        self,
+        ffi: FFI,
+        op: int,
+        fd: int,
+        file: int,
+        offset: int,
+        memory: Sequence[Any],
+        length: int = 0,
+        mode: int = 0,
+    ) -> None:
         self.memory = memory
         self._pinned = [ffi.from_buffer("char[]", buffer) for buffer in memory]
         self._iov = ffi.new("struct iovec[]", max(1, len(memory)))
         for segment, pinned in zip(self._iov, self._pinned, strict=False):
             segment.iov_base, segment.iov_len = pinned, len(pinned)
-        values = {"op": op, "fd": fd, "file": file, "offset": offset, "iovcnt": len(memory)}
-        self.c: Any = ffi.new("struct io *", {**values, "iov": self._iov})
+        values = {"op": op, "fd": fd, "file": file, "offset": offset, "length": length, "mode": mode}
+        self.c: Any = ffi.new("struct io *", {**values, "iov": self._iov, "iovcnt": len(memory)})
 
     @property
     def result(self) -> int:
@@ -138,8 +148,16 @@ class Instance:
         """An ftruncate."""
         return self._io(TRUNCATE, fd, size, [])
 
-    def _io(self, op: int, fd: int, offset: int, memory: Sequence[Any]) -> Io:
-        return Io(self.ffi, op, fd, self._files[fd], offset, memory)
+    def fallocate(self, fd: int, mode: int, offset: int, length: int) -> Io:
+        """A fallocate."""
+        return self._io(FALLOCATE, fd, offset, [], length, mode)
+
+    def seek(self, fd: int, offset: int, whence: int) -> Io:
+        """An lseek."""
+        return self._io(SEEK, fd, offset, [], mode=whence)
+
+    def _io(self, op: int, fd: int, offset: int, memory: Sequence[Any], length: int = 0, mode: int = 0) -> Io:
+        return Io(self.ffi, op, fd, self._files[fd], offset, memory, length, mode)
 
     def submit(self, *ios: Io) -> int:
         """One batch; the accepted prefix."""

@@ -14,9 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from driving import FSYNC, NAMES, TRUNCATE, Drivers, Instance
+from driving import FALLOCATE, FSYNC, NAMES, SEEK, TRUNCATE, Drivers, Instance
 
 BLOCK = 4096
+
+# linux/falloc.h
+KEEP_SIZE, PUNCH_HOLE = 1, 2
 
 
 @pytest.fixture(scope="module")
@@ -260,6 +263,37 @@ def test_truncate_sets_the_size(aio: Instance, opened: Callable[..., int]) -> No
     for size in (7, 12345):
         assert aio.run(aio.truncate(fd, size)) == [0]
         assert os.fstat(fd).st_size == size
+
+
+def test_fallocate_takes_and_gives_back_blocks(aio: Instance, opened: Callable[..., int]) -> None:
+    """A hole reads as zeros and has no blocks; allocation makes the file longer; errors are results."""
+    if not aio.can(FALLOCATE):
+        pytest.skip("this driver leaves fallocate to threads; tests/plane/test_holes.py covers it")
+    fd = opened(b"x" * (64 << 10))
+    os.fsync(fd)
+    before = os.fstat(fd).st_blocks
+    aio.attach(fd)
+    assert aio.run(aio.fallocate(fd, PUNCH_HOLE | KEEP_SIZE, BLOCK, 32 << 10)) == [0]
+    assert os.fstat(fd).st_blocks == before - 64
+    assert os.pread(fd, 34 << 10, BLOCK - 1) == b"x" + bytes(32 << 10) + b"x" * 2047
+    assert aio.run(aio.fallocate(fd, 0, 64 << 10, 5)) == [0]
+    assert os.fstat(fd).st_size == (64 << 10) + 5
+    assert aio.run(aio.fallocate(fd, PUNCH_HOLE, 0, BLOCK)) == [-errno.EOPNOTSUPP]
+    assert aio.run(aio.fallocate(fd, 0, 0, 0)) == [-errno.EINVAL]
+
+
+def test_a_seek_finds_data_and_holes(aio: Instance, opened: Callable[..., int]) -> None:
+    """The result is an offset; ENXIO behind the last data, and at the end of the file."""
+    if not aio.can(SEEK):
+        pytest.skip("this driver leaves lseek to threads; tests/plane/test_holes.py covers it")
+    fd = opened()
+    aio.attach(fd)
+    os.pwrite(fd, b"x" * BLOCK, 1 << 20)
+    os.ftruncate(fd, 2 << 20)
+    seeks = [(0, os.SEEK_DATA), (0, os.SEEK_HOLE), (1 << 20, os.SEEK_HOLE), ((1 << 20) + BLOCK, os.SEEK_DATA)]
+    found = aio.run(*[aio.seek(fd, offset, whence) for offset, whence in seeks])
+    assert found == [1 << 20, 0, (1 << 20) + BLOCK, -errno.ENXIO]
+    assert aio.run(aio.seek(fd, 2 << 20, os.SEEK_HOLE)) == [-errno.ENXIO]
 
 
 def test_many_files_are_kept_apart(aio: Instance, opened: Callable[..., int]) -> None:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import outcome
 import trio
+import trio.testing
 
 from aiofs.dataplane import DataPlane, ImageCounters, ImageSpec
 from aiofs.dataplane.binding import ffi, lib
@@ -27,12 +28,21 @@ T = TypeVar("T")
 LOOKUP, FORGET, GETATTR, OPEN, READ, WRITE, FSYNC, INIT, INTERRUPT, CREATE, BATCH_FORGET = (
     1, 2, 3, 14, 15, 16, 20, 26, 36, 35, 42,
 )  # fmt: skip
+FALLOCATE, LSEEK = 43, 46
 
 HEADER = struct.Struct("<IIQQIIIHH")  # fuse_in_header
 OUT_HEADER = struct.Struct("<IiQ")  # fuse_out_header
 READ_IN = struct.Struct("<QQIIQII")
 WRITE_IN = struct.Struct("<QQIIQII")
 FSYNC_IN = struct.Struct("<QII")
+FALLOCATE_IN = struct.Struct("<QQQII")
+LSEEK_IN = struct.Struct("<QQII")
+
+# linux/falloc.h
+KEEP_SIZE, PUNCH_HOLE, NO_HIDE_STALE, COLLAPSE_RANGE, ZERO_RANGE, INSERT_RANGE, UNSHARE_RANGE = (
+    1, 2, 4, 8, 16, 32, 64,
+)  # fmt: skip
+PUNCH = PUNCH_HOLE | KEEP_SIZE
 
 PATIENCE_S = 20.0
 """How long a test waits for something that has to come; only a failing test waits that long."""
@@ -99,6 +109,7 @@ class FakeKernel:
         sticky_error: int = 0,
         no_fsync: bool = False,
         writes_by_threads: bool = False,
+        dsync: bool = False,
         flags: int = os.O_RDWR,
         counters: ImageCounters | None = None,
     ) -> int:
@@ -114,6 +125,7 @@ class FakeKernel:
             block_size=block_size,
             no_fsync=no_fsync,
             writes_by_threads=writes_by_threads,
+            dsync=dsync,
             sticky_error=sticky_error,
             counters=counters or ImageCounters(),
         )
@@ -151,6 +163,12 @@ class FakeKernel:
     def send_fsync(self, **where: int) -> int:
         return self.send(FSYNC, FSYNC_IN.pack(0, 1, 0), **where)
 
+    def send_fallocate(self, mode: int, offset: int, length: int, **where: int) -> int:
+        return self.send(FALLOCATE, FALLOCATE_IN.pack(0, offset, length, mode, 0), **where)
+
+    def send_lseek(self, offset: int, whence: int, **where: int) -> int:
+        return self.send(LSEEK, LSEEK_IN.pack(0, offset & (1 << 64) - 1, whence, 0), **where)
+
     def reply(self, unique: int) -> tuple[int, bytes]:
         """The reply to a message: its error (0 or -errno) and its body. Waits for it."""
         while unique not in self._replies:
@@ -186,6 +204,16 @@ class FakeKernel:
         """FSYNC, answered; OSError for an errno."""
         self._checked(self.send_fsync(**where))
 
+    def fallocate(self, mode: int, offset: int, length: int, **where: int) -> None:
+        """FALLOCATE, answered; OSError for an errno."""
+        assert self._checked(self.send_fallocate(mode, offset, length, **where)) == b""
+
+    def lseek(self, offset: int, whence: int, **where: int) -> int:
+        """LSEEK, answered: the offset found; OSError for an errno."""
+        (found,) = struct.unpack("<Q", self._checked(self.send_lseek(offset, whence, **where)))
+        assert isinstance(found, int)
+        return found
+
     def _checked(self, unique: int) -> bytes:
         error, body = self.reply(unique)
         if error:
@@ -214,6 +242,31 @@ class FakeKernel:
             if unique not in self._replies:
                 self._replies[unique] = self.reply(unique)
         return uniques, submitted()[before:]
+
+    def resize_between(
+        self, size: int, before: Callable[[], list[int]], after: Callable[[], list[int]]
+    ) -> tuple[list[int], list[str]]:
+        """Requests, a resize, and more requests, all in work before the first finishes: the requests'
+        uniques, and the operations that were submitted before anything had finished."""
+        hold()
+        uniques = before()
+        started: list[str] = []
+        self.settle()
+
+        async def main() -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.plane.truncate, 10, size)
+                await trio.testing.wait_all_tasks_blocked()
+                await self.plane.open_driver("fault")  # commands keep their order
+                uniques.extend(after())
+                while self.plane.counters()["in_flight"] != len(uniques) + 1:
+                    await trio.lowlevel.checkpoint()
+                await self.plane.open_driver("fault")  # the turn of the loop that took the last one has ended
+                started.extend(op for op, _, _ in submitted())
+                release()
+
+        self.command(main)
+        return uniques, started
 
     def settle(self) -> None:
         """Return when the plane has submitted everything sent so far that may be submitted.
@@ -248,7 +301,7 @@ def fault(op: str, result: int, *, first: int = 0, end: int = 1 << 62, times: in
     assert lib.aiofs_fault_add(rule) == 0
 
 
-OPS = ["read", "write", "fsync", "truncate"]
+OPS = ["read", "write", "fsync", "truncate", "fallocate", "seek"]
 
 
 def submitted() -> list[tuple[str, int, int]]:
@@ -259,7 +312,7 @@ def submitted() -> list[tuple[str, int, int]]:
 
 
 def overlaps() -> int:
-    """Ios that were submitted while one that they overlap was in flight; at least one of them a write."""
+    """Ios that were submitted while one that they overlap was in flight; at least one of them a change."""
     count: int = lib.aiofs_fault_overlaps()
     return count
 

@@ -265,6 +265,21 @@ def test_one_that_waits_holds_back_those_that_overlap_it(kernel: FakeKernel, ima
     assert overlaps() == 0
 
 
+def test_a_resize_waits_for_all_before_it_and_holds_back_all_after_it(
+    kernel: FakeKernel, image: Path
+) -> None:
+    """A WRITE on its way does not land past the new end, and one that comes later does."""
+    kernel.register(image)
+    uniques, started = kernel.resize_between(
+        K,
+        before=lambda: [kernel.send_write(2 * K, b"b" * K), kernel.send_read(0, K)],
+        after=lambda: [kernel.send_write(8 * K, b"a" * K), kernel.send_read(0, 2 * K)],
+    )
+    assert sorted(started) == ["read", "write"]
+    assert [kernel.reply(unique)[0] for unique in uniques] == [0] * 4
+    assert image.read_bytes()[K:] == bytes(7 * K) + b"a" * K
+
+
 # -- merging --
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from aiofs.dataplane.binding import ffi, lib
 
-READ, WRITE, FSYNC, INTERRUPT = 15, 16, 20, 36
-KINDS = ["read", "write", "fsync", "other", "ignored", "refused"]
+READ, WRITE, FSYNC, INTERRUPT, FALLOCATE, LSEEK = 15, 16, 20, 36, 43, 46
+KINDS = ["read", "write", "fsync", "fallocate", "lseek", "other", "ignored", "refused"]
 MAX = 1 << 20
 
 
@@ -19,6 +19,12 @@ def parse(data: bytes) -> tuple[str, int, int, int, int]:
     out = ffi.new("aiofs_message *")
     assert lib.aiofs_parse(data, len(data), out) == 0
     return KINDS[out.kind], out.unique, out.node, out.offset, out.length
+
+
+def mode_of(data: bytes) -> int:
+    out = ffi.new("aiofs_message *")
+    assert lib.aiofs_parse(data, len(data), out) == 0
+    return int(out.mode)
 
 
 def message(opcode: int, body: bytes, *, unique: int = 6, node: int = 3, length: int | None = None) -> bytes:
@@ -62,15 +68,40 @@ def test_a_write_is_accepted_exactly_when_it_holds_what_it_says(offset: int, siz
     assert kind == ("write" if sound else "refused")
 
 
-@given(st.sampled_from([READ, WRITE, FSYNC]), st.integers(0, 39))
+@given(u64, u64, u32)
+@example(0, 0, 0)
+@example((1 << 63) - 2, 1, 0)
+@example(1, (1 << 63) - 1, 0)
+def test_an_fallocate_is_accepted_exactly_when_it_has_a_range(offset: int, length: int, mode: int) -> None:
+    """FALLOCATE: at least a byte, ending before 2**63; whatever the mode, which comes through."""
+    parsed = parse(message(FALLOCATE, struct.pack("<QQQII", 0, offset, length, mode, 0)))
+    if 0 < length <= (1 << 63) - 1 - offset:
+        assert parsed == ("fallocate", 6, 3, offset, length)
+        assert mode_of(message(FALLOCATE, struct.pack("<QQQII", 0, offset, length, mode, 0))) == mode
+    else:
+        assert parsed[0] == "refused"
+
+
+@given(st.integers(-(1 << 63), (1 << 63) - 1), u32)
+def test_every_lseek_is_accepted(offset: int, whence: int) -> None:
+    """LSEEK carries what its caller said, a negative offset too; judging it is for later."""
+    data = message(LSEEK, struct.pack("<QqII", 0, offset, whence, 0))
+    assert parse(data) == ("lseek", 6, 3, offset, 0)
+    assert mode_of(data) == whence
+
+
+@given(st.sampled_from([READ, WRITE, FSYNC, FALLOCATE, LSEEK]), st.integers(0, 39))
 def test_a_message_cut_short_is_refused(opcode: int, size: int) -> None:
     """A data request without all its fixed fields is refused."""
     kind, *_ = parse(message(opcode, bytes(size)))
-    assert kind == ("fsync" if opcode == FSYNC and size >= 16 else "refused")
+    whole = {FSYNC: (16, "fsync"), LSEEK: (24, "lseek")}
+    needed, name = whole.get(opcode, (40, ""))
+    assert kind == (name if size >= needed else "refused")
 
 
 @given(
-    st.integers(0, 200).filter(lambda o: o not in (READ, WRITE, FSYNC, INTERRUPT)), st.binary(max_size=100)
+    st.integers(0, 200).filter(lambda o: o not in (READ, WRITE, FSYNC, INTERRUPT, FALLOCATE, LSEEK)),
+    st.binary(max_size=100),
 )
 def test_everything_else_is_for_the_control_plane(opcode: int, body: bytes) -> None:
     """Opcodes that the data plane does not know are none of its business."""

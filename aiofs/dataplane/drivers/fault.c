@@ -40,7 +40,7 @@ static struct {
 
 static uint64_t io_length(const struct io *io)
 {
-    uint64_t length = 0;
+    uint64_t length = io->op == IO_FALLOCATE ? (uint64_t)io->length : 0;
 
     for (int i = 0; i < io->iovcnt; i++)
         length += io->iov[i].iov_len;
@@ -159,17 +159,21 @@ static void fault_detach(struct aio *aio, int file)
     (void)file;
 }
 
-/* Storage gives no order between overlapping ios in flight, so there must never be any with a write. */
+static int changes_bytes(const struct io *io)
+{
+    return io->op == IO_WRITE || io->op == IO_FALLOCATE;
+}
+
+/* Storage gives no order between overlapping ios in flight, so there must never be any with one that changes
+ * bytes. */
 static int overlaps_one_in_flight(const struct aio *aio, const struct io *io)
 {
     int64_t end = io->offset + (int64_t)io_length(io);
 
-    if (io->op > IO_WRITE)
-        return 0;
     for (const struct io *other = aio->first; other; other = other->next) {
         int64_t other_end = other->offset + (int64_t)io_length(other);
 
-        if (other->op > IO_WRITE || other->fd != io->fd || (io->op == IO_READ && other->op == IO_READ))
+        if (other->fd != io->fd || (!changes_bytes(io) && !changes_bytes(other)))
             continue;
         if (io->offset < other_end && other->offset < end)
             return 1;
@@ -215,6 +219,11 @@ static int fault_event_fd(struct aio *aio)
     return aio->event_fd;
 }
 
+static int has_range(const struct io *io)
+{
+    return io->op == IO_READ || changes_bytes(io);
+}
+
 static aiofs_fault_rule *rule_for(const struct io *io)
 {
     for (int i = 0; i < script.rule_count; i++) {
@@ -222,13 +231,13 @@ static aiofs_fault_rule *rule_for(const struct io *io)
 
         if (rule->times == 0 || rule->op != (int32_t)io->op)
             continue;
-        if (io->op > IO_WRITE || (io->offset < rule->to && rule->from < io->offset + (int64_t)io_length(io)))
+        if (!has_range(io) || (io->offset < rule->to && rule->from < io->offset + (int64_t)io_length(io)))
             return rule;
     }
     return NULL;
 }
 
-/* Do at most `limit` bytes of an io. */
+/* Do at most `limit` bytes of a READ or WRITE. */
 static int64_t perform_short(const struct io *io, int64_t limit)
 {
     struct iovec first = io->iov[0]; /* a short result that ends within the first segment is short enough */
@@ -249,7 +258,9 @@ static int64_t perform(const struct io *io)
         return io_perform(io);
     if (rule->times > 0)
         rule->times--;
-    return rule->result < 0 ? rule->result : perform_short(io, rule->result);
+    if (rule->result < 0)
+        return rule->result;
+    return io->iovcnt ? perform_short(io, rule->result) : io_perform(io);
 }
 
 static int fault_reap(struct aio *aio, struct io **out, int max)
@@ -274,7 +285,7 @@ static int fault_reap(struct aio *aio, struct io **out, int max)
 const struct driver driver_fault = {
     .name = "fault",
     .description = "for tests: holds, fails, shortens and records ios",
-    .operations = (1u << IO_READ) | (1u << IO_WRITE) | (1u << IO_FSYNC) | (1u << IO_TRUNCATE),
+    .operations = (1u << IO_OPS) - 1,
     .probe = fault_probe,
     .open = fault_open,
     .attach = fault_attach,

@@ -96,7 +96,7 @@ static void explain(int error, char *why, size_t size)
 static int uring_probe(char *why, size_t size)
 {
     static const int needed[] = {IORING_OP_READ, IORING_OP_READV, IORING_OP_WRITE, IORING_OP_WRITEV,
-                                 IORING_OP_FSYNC};
+                                 IORING_OP_FSYNC, IORING_OP_FALLOCATE};
     struct io_uring ring;
     int error = make_ring(&ring, 4);
     if (error < 0) {
@@ -193,6 +193,8 @@ static void prepare(struct aio *aio, struct io_uring_sqe *sqe, struct io *io)
     /* One segment needs no iovec to be copied in and checked. */
     if (io->op == IO_FSYNC)
         io_uring_prep_fsync(sqe, fd, IORING_FSYNC_DATASYNC);
+    else if (io->op == IO_FALLOCATE)
+        io_uring_prep_fallocate(sqe, fd, io->mode, io->offset, io->length);
     else if (io->op == IO_READ && io->iovcnt == 1)
         io_uring_prep_read(sqe, fd, io->iov->iov_base, one_length(io), offset);
     else if (io->op == IO_READ)
@@ -335,7 +337,7 @@ static void uring_close(struct aio *aio)
 const struct driver driver_io_uring = {
     .name = "io_uring",
     .description = "io_uring: single issuer, deferred task work, registered files",
-    .operations = 1u << IO_READ | 1u << IO_WRITE | 1u << IO_FSYNC,
+    .operations = 1u << IO_READ | 1u << IO_WRITE | 1u << IO_FSYNC | 1u << IO_FALLOCATE,
     .probe = uring_probe,
     .open = uring_open,
     .attach = uring_attach,

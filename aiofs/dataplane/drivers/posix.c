@@ -296,6 +296,8 @@ static int start(struct slot *slot)
     case IO_FSYNC:
         return aio_fsync(O_DSYNC, &slot->cb);
     case IO_TRUNCATE:
+    case IO_FALLOCATE:
+    case IO_SEEK:
     case IO_OPS:
         break;
     }

@@ -8,6 +8,7 @@
  * `done` was last empty, unless it is empty now.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <sys/uio.h>
@@ -77,6 +78,12 @@ int64_t io_perform(const struct io *io)
     case IO_TRUNCATE:
         result = ftruncate(io->fd, io->offset);
         break;
+    case IO_FALLOCATE:
+        result = fallocate(io->fd, io->mode, io->offset, io->length);
+        break;
+    case IO_SEEK:
+        result = lseek(io->fd, io->offset, io->mode);
+        break;
     case IO_OPS:
         return result;
     }
@@ -129,7 +136,7 @@ static void sync_close(struct aio *aio)
 const struct driver driver_sync = {
     .name = "sync",
     .description = "preadv and pwritev in place: no asynchronous I/O, the baseline",
-    .operations = 1u << IO_READ | 1u << IO_WRITE | 1u << IO_FSYNC | 1u << IO_TRUNCATE,
+    .operations = (1u << IO_OPS) - 1,
     .probe = sync_probe,
     .open = sync_open,
     .attach = sync_attach,

@@ -1,5 +1,5 @@
-/* threads.c -- the driver that is a pool of threads, each doing one preadv, pwritev, fdatasync or
- * ftruncate at a time. It runs on every Linux and does every operation.
+/* threads.c -- the driver that is a pool of threads, each doing one system call at a time. It
+ * runs on every Linux and does every operation.
  *
  * Threads: the caller's, and up to `limit` workers. One mutex guards everything under "queued" below; no
  * system call is made with it held but the creation of a worker. Finished ios go back without it, over
@@ -319,7 +319,7 @@ static int threads_cancel(struct aio *aio, struct io *io)
 const struct driver driver_threads = {
     .name = "threads",
     .description = "a pool of threads: every operation, on every Linux",
-    .operations = 1u << IO_READ | 1u << IO_WRITE | 1u << IO_FSYNC | 1u << IO_TRUNCATE,
+    .operations = (1u << IO_OPS) - 1,
     .probe = threads_probe,
     .open = threads_open,
     .attach = threads_attach,
