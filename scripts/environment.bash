@@ -53,24 +53,41 @@ need_packages() {
     quietly apt-get install -y --no-install-recommends "${missing[@]}"
 }
 
-# borrow_program PACKAGE PROGRAM: puts a program of a Debian package on the PATH without installing the package,
-# for one that would start a service on a machine with systemd. After `build`, because it is kept in .venv.
-borrow_program() {
-    local package=$1 program=$2 borrowed=$VENV/borrowed fetched
-    export PATH="$PATH:$borrowed/usr/bin"
-    if command -v "$program" >/dev/null || ! command -v apt-get >/dev/null; then
-        return 0
-    fi
-    say "Borrowing $program from the Debian package $package"
+# unpack PACKAGE DIRECTORY: what a Debian package holds, without installing it. Fails when it cannot be fetched.
+unpack() {
+    local package=$1 directory=$2 fetched status=0
     fetched=$(mktemp -d)
     if ! (cd "$fetched" && apt-get download -qq "$package") 2>/dev/null && [ "$(id -u)" -eq 0 ]; then
         apt-get update >/dev/null 2>&1 || true
         (cd "$fetched" && apt-get download -qq "$package") >/dev/null 2>&1 || true
     fi
-    if ! dpkg-deb -x "$fetched/$package"_*.deb "$borrowed" 2>/dev/null; then
-        say "$package cannot be fetched: tests that need $program will be skipped."
-    fi
+    dpkg-deb -x "$fetched"/*.deb "$directory" 2>/dev/null || status=1
     rm -rf "$fetched"
+    return $status
+}
+
+# borrow_program PACKAGE PROGRAM: puts a program of a Debian package on the PATH without installing the package,
+# for one that would start a service on a machine with systemd. After `build`, because it is kept in .venv.
+borrow_program() {
+    local package=$1 program=$2 borrowed=$VENV/borrowed
+    export PATH="$PATH:$borrowed/usr/bin"
+    if command -v "$program" >/dev/null || ! command -v apt-get >/dev/null; then
+        return 0
+    fi
+    say "Borrowing $program from the Debian package $package"
+    unpack "$package" "$borrowed" || say "$package cannot be fetched: tests that need $program will be skipped."
+}
+
+# Debian's cloud kernel in .venv/guest, for tests with virtual machines; installed it would become this machine's.
+borrow_kernel() {
+    local package
+    if compgen -G "$VENV/guest/boot/vmlinuz-*" >/dev/null || ! command -v apt-get >/dev/null; then
+        return 0
+    fi
+    package=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null |
+        awk '$1 == "Depends:" && $2 ~ /^linux-image-[0-9]/ {print $2}')
+    say "Borrowing the kernel of ${package:=linux-image-cloud-amd64} for virtual machines"
+    unpack "$package" "$VENV/guest" || say "It cannot be fetched: tests with virtual machines will be skipped."
 }
 
 # Run a command silently; show what it printed only when it fails.
