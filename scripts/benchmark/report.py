@@ -109,19 +109,19 @@ def markdown(results: Results) -> str:
             lines.append(
                 f"| {' | '.join([workload.title, _median_iops(results, 'raw', workload), *ratios])} |"
             )
-    lines += _loop_sentences(results)
+    lines += _loop_table(results)
     return "\n".join([*lines, "", f"{machine_line(results)}. {settings_line(results)}.", ""])
 
 
-def _loop_sentences(results: Results) -> Iterator[str]:
-    for workload in results.workloads():
-        if workload.on_loop and (spread := results.ratio("loop-aiofs", "loop-raw", workload.name)):
-            yield ""
-            yield (
-                f"{workload.title.removesuffix(', loop')}, a loop device on the aiofs file beside one "
-                f"on the raw image ({_median_iops(results, 'loop-raw', workload)} IOPS): "
-                f"{_ratio_cell(spread)}."
-            )
+def _loop_table(results: Results) -> Iterator[str]:
+    loops = [workload for workload in results.workloads() if workload.on_loop]
+    if not loops:
+        return
+    yield from ("", "| | loop device on the raw image, IOPS | on the aiofs file |", "| --- | ---: | ---: |")
+    for workload in loops:
+        ratio = _ratio_cell(results.ratio("loop-aiofs", "loop-raw", workload.name))
+        title = workload.title.removesuffix(", loop")
+        yield f"| {title} | {_median_iops(results, 'loop-raw', workload)} | {ratio} |"
 
 
 def _ratio_cell(spread: Spread | None) -> str:

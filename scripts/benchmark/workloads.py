@@ -44,7 +44,13 @@ WORKLOADS = (
     Workload("seqread-qd32", "4 KiB sequential read, depth 32", "read", 4 * KIB, 32, 1.05),
     Workload("seqwrite-qd32", "4 KiB sequential write, depth 32", "write", 4 * KIB, 32, 1.05),
     Workload("read1m-qd8", "1 MiB sequential read, depth 8", "read", MIB, 8, 0.95),
-    Workload("loop-randread-qd32", "4 KiB random read, depth 32, loop", "randread", 4 * KIB, 32, 0.95, True),
+    Workload("loop-randread-qd1", "4 KiB random read, depth 1, loop", "randread", 4 * KIB, 1, 0.75, True),
+    Workload("loop-randread-qd32", "4 KiB random read, depth 32, loop", "randread", 4 * KIB, 32, 1.0, True),
+    Workload(
+        "loop-randwrite-qd32", "4 KiB random write, depth 32, loop", "randwrite", 4 * KIB, 32, 1.0, True
+    ),
+    Workload("loop-seqread-qd32", "4 KiB sequential read, depth 32, loop", "read", 4 * KIB, 32, 1.0, True),
+    Workload("loop-seqwrite-qd32", "4 KiB sequential write, depth 32, loop", "write", 4 * KIB, 32, 1.0, True),
 )
 
 
