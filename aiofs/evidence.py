@@ -12,11 +12,10 @@ import os
 import re
 import resource
 import sys
-import threading
 from dataclasses import dataclass, field
 
 from . import trial
-from .dataplane import DriverStatus, Queue, drivers, system
+from .dataplane import DriverStatus, drivers, system
 from .select import Blocking, Direct
 from .source import Source
 from .storage import Storage
@@ -67,38 +66,17 @@ class Surroundings:
     machine: Machine
     storage: Storage
     _blocking: dict[bool, Blocking] = field(default_factory=dict)
-    _linux: Queue | None = None
-    """Kept for the next image: io_destroy(2) waits some 30 ms. A ring is made in less than one."""
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    """Several images may be decided for at once, each in a thread."""
 
     @classmethod
     def of(cls, source: Source, machine: Machine) -> Surroundings:
         """Those of a source that is open."""
         return cls(source, machine, source.storage())
 
-    def trial_read(self, driver: str, fd: int) -> str:
-        """Read the beginning of an image through a driver: "" when that works, else why not."""
-        try:
-            if driver == "linux":
-                with self._lock:
-                    return trial.read(self._linux_queue(), fd)
-            with Queue(driver, 1) as queue:
-                return trial.read(queue, fd)
-        except OSError as error:
-            return f"a queue of {driver}: {os.strerror(error.errno or errno.EIO)}"
-
-    def _linux_queue(self) -> Queue:
-        if self._linux is None:
-            self._linux = Queue("linux", trial.BLOCKING_WRITES)
-        return self._linux
-
     def blocking(self, growing: bool) -> Blocking:
         """How direct writes go here that fill holes, or make a file longer; each tried once."""
-        with self._lock:
-            if growing not in self._blocking:
-                self._blocking[growing] = self._try_blocking(growing)
-            return self._blocking[growing]
+        if growing not in self._blocking:
+            self._blocking[growing] = self._try_blocking(growing)
+        return self._blocking[growing]
 
     def _try_blocking(self, growing: bool) -> Blocking:
         looked_at = "no live probe"
@@ -112,7 +90,7 @@ class Surroundings:
                 looked_at, None, f"no temporary file beside it ({os.strerror(error.errno or errno.EIO)})"
             )
         try:
-            return trial.blocking(self._linux_queue(), fd, growing)
+            return trial.blocking(fd, growing)
         except OSError as error:
             return Blocking(
                 looked_at, None, f"a temporary file beside it: {os.strerror(error.errno or errno.EIO)}"
@@ -167,8 +145,8 @@ class ImageEvidence:
         return self.surroundings.machine.statuses[driver]
 
     def trial_read(self, driver: str) -> str:
-        """As Surroundings.trial_read."""
-        return self.surroundings.trial_read(driver, self.fd)
+        """As trial.read."""
+        return trial.read(driver, self.fd)
 
     def takes_nowait(self) -> bool:
         """As trial.takes_nowait."""

@@ -24,15 +24,15 @@ BLOCKING_LIMIT_S = 0.025
 """The blocking probe ends early when the file system is this slow; what it has seen is enough."""
 
 
-def read(queue: Queue, fd: int) -> str:
-    """Read the beginning of `fd` through a queue: "" when that works (an empty file too), else why not."""
-    queue.attach(fd)
+def read(driver: str, fd: int) -> str:
+    """Read the beginning of `fd` through `driver`: "" when that works (an empty file too), else why not."""
     try:
-        with mmap.mmap(-1, READ_BYTES) as page:
+        with mmap.mmap(-1, READ_BYTES) as page, Queue(driver, 1) as queue:
+            queue.attach(fd)
             queue.submit([Io(id=1, op=Op.READ, fd=fd, buffer=page)])
             result = queue.reap()[0].result
-    finally:
-        queue.detach(fd)
+    except OSError as error:
+        return f"a queue of {driver}: {os.strerror(error.errno or errno.EIO)}"
     return "" if result >= 0 else f"reading it: {os.strerror(-result)}"
 
 
@@ -49,10 +49,8 @@ def takes_nowait(fd: int) -> bool:
     return True
 
 
-def blocking(queue: Queue, fd: int, growing: bool) -> Blocking:
-    """Submit direct writes that allocate blocks through a queue of `linux`, counting how often we waited.
-
-    The queue is BLOCKING_WRITES deep at least.
+def blocking(fd: int, growing: bool) -> Blocking:
+    """Submit direct writes that allocate blocks through `linux`, counting how often that made us wait.
 
     `fd` is an empty temporary file opened with O_DIRECT; the writes fill holes of it, or make it longer when
     `growing`. Waits are voluntary context switches of this thread (getrusage(2), RUSAGE_THREAD), as Seastar
@@ -63,8 +61,8 @@ def blocking(queue: Queue, fd: int, growing: bool) -> Blocking:
     waits = 0
     submitted = 0
     end = time.monotonic() + BLOCKING_LIMIT_S
-    queue.attach(fd)
-    with mmap.mmap(-1, READ_BYTES) as page:
+    with mmap.mmap(-1, READ_BYTES) as page, Queue("linux", BLOCKING_WRITES) as queue:
+        queue.attach(fd)
         while submitted < BLOCKING_WRITES and (submitted == 0 or time.monotonic() < end):
             io = Io(id=submitted, op=Op.WRITE, fd=fd, offset=submitted * BLOCKING_STRIDE, buffer=page)
             before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
@@ -73,7 +71,6 @@ def blocking(queue: Queue, fd: int, growing: bool) -> Blocking:
             submitted += 1
         queue.flush()
         failed = next((done.result for done in queue.reap() if done.result < 0), 0)
-    queue.detach(fd)
     where = "growing" if growing else "sparse"
     looked_at = f"{submitted} direct writes to a {where} temporary file beside it"
     if failed:

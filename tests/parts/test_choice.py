@@ -14,7 +14,7 @@ from planes import FakePlane, make_table, node_of, run
 from aiofs import evidence, probe, trial
 from aiofs.cli import main
 from aiofs.config import CacheMode
-from aiofs.dataplane import Queue, driver_names, drivers
+from aiofs.dataplane import driver_names, drivers
 from aiofs.images import ImageTable
 from aiofs.source import Source
 
@@ -95,8 +95,7 @@ def test_a_trial_read_leaves_the_image_alone(tmp_path: Path, driver: str) -> Non
         image.write_bytes(b"x" * size)
         before = image.stat()
         fd = os.open(image, os.O_RDONLY)
-        with Queue(driver, 1) as queue:
-            assert trial.read(queue, fd) == ""
+        assert trial.read(driver, fd) == ""
         os.close(fd)
         after = image.stat()
         assert (after.st_mtime_ns, after.st_ctime_ns, after.st_size) == (
@@ -109,8 +108,7 @@ def test_a_trial_read_leaves_the_image_alone(tmp_path: Path, driver: str) -> Non
 def test_a_trial_read_says_what_failed(tmp_path: Path) -> None:
     """A descriptor that cannot be read gives its errno's text."""
     fd = os.open(tmp_path / "w.img", os.O_WRONLY | os.O_CREAT)
-    with Queue("sync", 1) as queue:
-        assert "Bad file descriptor" in trial.read(queue, fd)
+    assert "Bad file descriptor" in trial.read("sync", fd)
     os.close(fd)
 
 
