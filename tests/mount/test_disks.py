@@ -6,7 +6,6 @@ These need loop devices, and so root; without it they are skipped, and say so.
 from __future__ import annotations
 
 import errno
-import filecmp
 import os
 import random
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 from loops import Loops, run
 from mounting import MountedFs
+from trees import assert_same_tree
 
 import aiofs
 
@@ -30,18 +30,6 @@ def sparse(path: Path, size: int) -> Path:
     with path.open("wb") as file:
         file.truncate(size)
     return path
-
-
-def assert_same_tree(left: Path, right: Path) -> None:
-    """Both hold the same files with the same bytes."""
-    difference = filecmp.dircmp(left, right, ignore=["__pycache__"], hide=["lost+found"])
-    assert not difference.left_only
-    assert not difference.right_only
-    _, mismatch, errors = filecmp.cmpfiles(left, right, difference.common_files, shallow=False)
-    assert not mismatch
-    assert not errors
-    for name in difference.common_dirs:
-        assert_same_tree(left / name, right / name)
 
 
 def use_as_disk(loops: Loops, image: Path, *mkfs: str) -> None:
