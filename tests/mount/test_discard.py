@@ -27,6 +27,8 @@ from mounting import MountedFs
 
 Mounting = Callable[..., MountedFs]
 MIB = 1 << 20
+# Blocks that a file system may take for the list of an image's extents: a hole more makes that list longer.
+TREE = 64 << 10
 
 
 def need(*tools: str) -> None:
@@ -102,7 +104,7 @@ def test_fallocate_allocates_punches_zeroes_and_digs(
     before = allocated(backing)
     run("fallocate", "-p", "-o", str(MIB), "-l", str(2 * MIB), image)
     model[MIB : 3 * MIB] = bytes(2 * MIB)
-    assert allocated(backing) <= before - 2 * MIB
+    assert allocated(backing) <= before - 2 * MIB + TREE
     run("fallocate", "-p", "-o", "5000001", "-l", "12345", image)
     model[5000001:5012346] = bytes(12345)
     run("fallocate", "-z", "-o", str(6 * MIB), "-l", "70001", image)
@@ -114,7 +116,7 @@ def test_fallocate_allocates_punches_zeroes_and_digs(
     model[4 * MIB : 5 * MIB] = bytes(MIB)
     before = allocated(backing)
     run("fallocate", "-d", image)
-    assert allocated(backing) <= before - MIB
+    assert allocated(backing) <= before - MIB + TREE
     run("fallocate", "-n", "-l", str(10 * MIB), image)
     assert image.stat().st_size == backing.stat().st_size == 8 * MIB
     assert backing.read_bytes() == model
@@ -388,6 +390,6 @@ def test_a_block_device_is_discarded_and_zeroed(
                 fallocate(fd, mode, offset, length)
         assert os.fstat(fd).st_size == 8 * MIB
         assert list(data_ranges(fd)) == [(0, 8 * MIB)]
-    assert allocated(backing) <= 6 * MIB
+    assert allocated(backing) <= 6 * MIB + TREE
     assert fs.umount() == 0
     assert backing.read_bytes() == model
