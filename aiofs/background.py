@@ -26,9 +26,7 @@ class Report:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._handler = _Collector(self)
-        self._handler.setFormatter(logs.for_people())
-        logging.getLogger("aiofs").addHandler(self._handler)
+        self._handler = logs.collect(self.say)
 
     def say(self, text: str) -> None:
         """Have the parent print `text` on its stderr."""
@@ -57,17 +55,6 @@ class Report:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-
-class _Collector(logging.Handler):
-    """Hands what aiofs logs before it is ready to the person who typed the command."""
-
-    def __init__(self, report: Report) -> None:
-        super().__init__()
-        self._report = report
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._report.say(self.format(record))
 
 
 def launch(server: Callable[[Report], int], log_file: Path | None) -> int:

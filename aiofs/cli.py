@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from .bench import arguments as bench_words
 from .config import (
     AUTO,
+    CHANGEABLE,
     DEFAULT_QUEUE_DEPTH,
     DRIVERS,
     MAX_QUEUE_DEPTH,
     CacheMode,
     Settings,
+    check_setting,
     make_config,
     parse_cache,
     parse_options,
@@ -42,6 +44,7 @@ examples:
   aiofs info /mnt/vdisk                 drivers, cache modes and counters
   aiofs top /mnt/vdisk                  what each image does right now
   aiofs bench disk.img                  which driver is the fastest for it
+  aiofs restart /mnt/vdisk              a new server; its users see no error
   aiofs umount /mnt/vdisk               returns when everything is on disk
 """
 
@@ -54,7 +57,7 @@ cache modes (QEMU's words):
   unsafe        as writeback, and fsync is ignored: for what may be lost
 
 -o takes the same words: -o aio=linux,cache=none,queue_depth=64,no_merge,ro,rw,
-allow_other,foreground,log_level=debug,log_file=FILE. A flag wins over -o.
+allow_other,foreground,no_survive,log_level=debug,log_file=FILE. A flag wins.
 
 examples:
   aiofs mount images/ /mnt/vdisk
@@ -128,7 +131,7 @@ def _mount(arguments: argparse.Namespace) -> int:
     options = [parse_options(text) for text in arguments.options]
     flags: Settings = {
         name: value
-        for name in ("aio", "cache", "queue_depth", "log_level", "log_file", "merge", "read_only")
+        for name in ("aio", "cache", "queue_depth", "log_level", "log_file", "merge", "read_only", "survive")
         if (value := getattr(arguments, name)) is not None
     }
     flags |= {name: True for name in ("allow_other", "foreground") if getattr(arguments, name)}
@@ -151,6 +154,19 @@ def _umount(arguments: argparse.Namespace) -> int:
 
     path = _path("MOUNTPOINT", arguments.mountpoint)
     return umount(path, lazy=arguments.lazy, detach=arguments.detach)
+
+
+def _restart(arguments: argparse.Namespace) -> int:
+    from .restart import restart
+
+    settings: Settings = {
+        name: value for name in CHANGEABLE if (value := getattr(arguments, name)) is not None
+    }
+    if "log_file" in settings:
+        settings["log_file"] = str(Path(str(settings["log_file"])).absolute())
+    for name, value in settings.items():
+        check_setting(name, value)
+    return restart(_aiofs_mount(arguments.mountpoint), settings)
 
 
 def _attach(arguments: argparse.Namespace) -> int:
@@ -280,6 +296,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="name")
     for add in (
         _add_mount,
+        _add_restart,
         _add_umount,
         _add_attach,
         _add_detach,
@@ -303,6 +320,18 @@ def _add_mount(commands: Commands) -> None:
     )
     _mount_arguments(mount)
     mount.set_defaults(command=_mount)
+
+
+def _add_restart(commands: Commands) -> None:
+    restart = commands.add_parser(
+        "restart",
+        help="a new server for a mount, of this version, without an error for its users",
+        description="Replace the server of a mount, as after an upgrade of aiofs, or with other options. Who "
+        "uses the mount waits a moment and sees no error; loop devices and guests stay attached.",
+    )
+    restart.add_argument("mountpoint", metavar="MOUNTPOINT")
+    _serving_arguments(restart)
+    restart.set_defaults(command=_restart)
 
 
 def _add_umount(commands: Commands) -> None:
@@ -416,19 +445,17 @@ def _mount_arguments(mount: argparse.ArgumentParser) -> None:
     add = mount.add_argument
     add("source", metavar="SOURCE", nargs="?", help="a directory of images, an image file, or a block device")
     add("mountpoint", metavar="MOUNTPOINT", nargs="?", help="an existing directory")
-    add("--aio", metavar="DRIVER", help=f"{AUTO} (default), {', '.join(DRIVERS)}; help or ? describes them")
-    add("--cache", metavar="MODE", help=", ".join(CacheMode) + " (see below)")
-    add(
-        "--queue-depth",
-        metavar="N",
-        help=f"requests in work at once, 1 to {MAX_QUEUE_DEPTH} (default {DEFAULT_QUEUE_DEPTH})",
-    )
-    add("--no-merge", dest="merge", action="store_const", const=False, help="do not merge adjacent requests")
+    _serving_arguments(mount)
     add("--read-only", dest="read_only", action="store_const", const=True, help="nothing can be changed")
     add("--allow-other", action="store_true", help="let other users use the mount")
     add("--foreground", action="store_true", help="stay in the foreground, log to stderr; Ctrl-C unmounts")
-    add("--log-level", metavar="LEVEL", help="debug, info (default), warning, error")
-    add("--log-file", metavar="FILE", help="where a background server logs; default: syslog, if there is one")
+    add(
+        "--no-survive",
+        dest="survive",
+        action="store_const",
+        const=False,
+        help="no second server when this one dies: the mount ends with it",
+    )
     add(
         "-o",
         dest="options",
@@ -437,3 +464,18 @@ def _mount_arguments(mount: argparse.ArgumentParser) -> None:
         default=[],
         help="the same options, as mount(8) has them",
     )
+
+
+def _serving_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a restart may change as well."""
+    add = parser.add_argument
+    add("--aio", metavar="DRIVER", help=f"{AUTO} (default), {', '.join(DRIVERS)}; help or ? describes them")
+    add("--cache", metavar="MODE", help=", ".join(CacheMode) + " (see aiofs mount --help)")
+    add(
+        "--queue-depth",
+        metavar="N",
+        help=f"requests in work at once, 1 to {MAX_QUEUE_DEPTH} (default {DEFAULT_QUEUE_DEPTH})",
+    )
+    add("--no-merge", dest="merge", action="store_const", const=False, help="do not merge adjacent requests")
+    add("--log-level", metavar="LEVEL", help="debug, info (default), warning, error")
+    add("--log-file", metavar="FILE", help="where a background server logs; default: syslog, if there is one")

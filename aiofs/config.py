@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from .errors import BadInput
@@ -48,6 +48,10 @@ DEFAULT_QUEUE_DEPTH = 128
 MAX_QUEUE_DEPTH = 4096
 
 
+Settings = dict[str, str | bool]
+"""Fields of MountConfig as they were written: text, or a bool for a word without a value."""
+
+
 @dataclass(frozen=True)
 class MountConfig:
     """One mount, as asked for."""
@@ -70,6 +74,37 @@ class MountConfig:
     foreground: bool = False
     log_level: str = "info"
     log_file: Path | None = None
+    survive: bool = True
+    """Another server is started when this one dies."""
+
+    def to_words(self) -> Settings:
+        """All of it as JSON can say it; `from_words` reads it."""
+        words: Settings = {}
+        for name in (field.name for field in fields(self)):
+            value = getattr(self, name)
+            if value is not None:
+                words[name] = value if isinstance(value, bool) else str(value)
+        return words
+
+    @classmethod
+    def from_words(cls, words: Settings) -> MountConfig:
+        """What `to_words` made, checked anew. BadInput."""
+        rest = dict(words)
+        source, mountpoint = Path(str(rest.pop("source"))), Path(str(rest.pop("mountpoint")))
+        return make_config(source, mountpoint, [rest])
+
+    def changed(self, settings: Settings) -> MountConfig:
+        """With some settings changed, of those that a mount need not be made anew for. BadInput."""
+        config = self
+        for name, value in settings.items():
+            if name not in CHANGEABLE:
+                raise BadInput(f"'{name}' cannot be changed by a restart; valid: {' '.join(CHANGEABLE)}")
+            config = _apply(config, name, value)
+        return config
+
+
+CHANGEABLE = ("aio", "cache", "queue_depth", "merge", "log_level", "log_file")
+"""What a restart may change."""
 
 
 def parse_driver(word: str) -> str | None:
@@ -111,9 +146,6 @@ def parse_log_level(word: str) -> str:
     return word
 
 
-Settings = dict[str, str | bool]
-"""Fields of MountConfig as they were written: text, or a bool for a word without a value."""
-
 _VALUES = ("aio", "cache", "queue_depth", "log_level", "log_file")
 _WORDS: Mapping[str, tuple[str, bool]] = {
     "merge": ("merge", True),
@@ -125,6 +157,8 @@ _WORDS: Mapping[str, tuple[str, bool]] = {
     "exec": ("noexec", False),
     "noexec": ("noexec", True),
     "foreground": ("foreground", True),
+    "survive": ("survive", True),
+    "no_survive": ("survive", False),
 }
 OPTION_WORDS = (*(f"{name}=" for name in _VALUES), *_WORDS)
 """What may stand in `-o`, as listed by the message for a word that may not."""
@@ -161,6 +195,11 @@ def make_config(source: Path, mountpoint: Path, layers: Iterable[Settings]) -> M
     return config
 
 
+def check_setting(name: str, value: str | bool) -> None:
+    """BadInput when no mount could be made with this setting."""
+    _apply(MountConfig(Path(), Path()), name, value)
+
+
 def _apply(config: MountConfig, name: str, value: str | bool) -> MountConfig:
     text = str(value)
     match name:
@@ -186,4 +225,6 @@ def _apply(config: MountConfig, name: str, value: str | bool) -> MountConfig:
             return replace(config, noexec=bool(value))
         case "foreground":
             return replace(config, foreground=bool(value))
+        case "survive":
+            return replace(config, survive=bool(value))
     raise AssertionError(f"no such setting: {name}")

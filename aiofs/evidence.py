@@ -9,12 +9,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 import resource
 import sys
 from dataclasses import dataclass, field
 
-from . import trial
+from . import kernel, trial
 from .dataplane import DriverStatus, drivers, system
 from .select import Blocking, Direct
 from .source import Source
@@ -23,12 +22,6 @@ from .storage import Storage
 _FS_IOC_GETFLAGS = 0x80086601
 _FS_NOCOW_FL = 0x00800000
 """linux/fs.h: the attributes of a file, and that of chattr +C."""
-
-
-def kernel_version(release: str | None = None) -> tuple[int, int]:
-    """The running kernel's version, from `6.1.0-13-amd64`; (0, 0) when it cannot be read."""
-    found = re.match(r"(\d+)\.(\d+)", os.uname().release if release is None else release)
-    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def locked_memory() -> int | None:
@@ -50,7 +43,7 @@ class Machine:
     @classmethod
     def look(cls) -> Machine:
         """Ask the kernel, and every driver's probe."""
-        return cls(kernel_version(), locked_memory(), {status.name: status for status in drivers()})
+        return cls(kernel.version()[:2], locked_memory(), {status.name: status for status in drivers()})
 
     def refuse(self, driver: str, reason: str) -> None:
         """From now on this driver does not work here."""

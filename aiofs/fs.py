@@ -13,7 +13,6 @@ import errno
 import functools
 import logging
 import os
-import re
 import stat
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,13 +24,16 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
 
 from . import infofile
+from .changes import Changes
 from .dataplane import system
 from .dataplane.system import FileStat
 from .entries import entry_of, give_to_caller, path_to
 from .images import ImageTable
 from .infofile import Content, InfoDirectory, is_virtual
+from .ledger import Ledger
 from .listings import Listings
 from .nodes import ROOT, Node
+from .pagecache import wants_direct_io
 from .source import Kind
 
 log = logging.getLogger(__name__)
@@ -64,22 +66,6 @@ def _refuse(number: int) -> NoReturn:
     raise OSError(number, os.strerror(number))
 
 
-def kernel_version(release: str) -> tuple[int, int]:
-    """Major and minor number of a kernel release as uname(2) has it; (0, 0) when it has none."""
-    numbers = re.match(r"(\d+)\.(\d+)", release)
-    return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
-
-
-def wants_direct_io(flags: int, release: str = os.uname().release) -> bool:
-    """Whether an open bypasses the kernel's page cache, its reads and writes coming as they are.
-
-    Exactly when the opener said O_DIRECT: then the kernel need not serialise writes of one file (the data
-    plane adds FOPEN_PARALLEL_DIRECT_WRITES); all others profit from the cache. Not before Linux 6.6: there
-    such a write leaves old pages in the cache for those who have the file open without O_DIRECT.
-    """
-    return bool(flags & os.O_DIRECT) and kernel_version(release) >= (6, 6)
-
-
 def _invalidate_attributes(ino: int) -> None:
     pyfuse3.invalidate_inode(ino, attr_only=True)
 
@@ -96,6 +82,7 @@ class Operations(pyfuse3.Operations):
         *,
         table: ImageTable,
         files: Mapping[bytes, Content],
+        ledger: Ledger,
         invalidate_attributes: Callable[[int], None] = _invalidate_attributes,
     ) -> None:
         """`files` make what is in the directory .aiofs; `invalidate_attributes` tells the kernel to ask
@@ -107,6 +94,7 @@ class Operations(pyfuse3.Operations):
         self._info = InfoDirectory(files)
         self._invalidate_attributes = invalidate_attributes
         self._listings = Listings(table.nodes)
+        self._changes = Changes(ledger)
 
     # -- names to nodes --
 
@@ -124,7 +112,7 @@ class Operations(pyfuse3.Operations):
     def _found(self, parent: int, name: bytes, st: FileStat) -> EntryAttributes:
         """The entry of a name for the kernel, which holds one lookup more of it with that."""
         node = self._nodes.seen(parent, name, st)
-        node.lookups += 1
+        self._nodes.looked_up(node)
         return entry_of(st, node.ino)
 
     def _virtual_entry(self, ino: int) -> EntryAttributes:
@@ -210,10 +198,12 @@ class Operations(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         """Make an image and open it."""
         self._check_change(parent_inode, name)
+        again = self._changes.begun(ctx, "make", (parent_inode, name)) is not None
         with self._nodes.directory(parent_inode) as dir_fd:
-            st, made = self._make_or_find(dir_fd, name, mode, exclusive=bool(flags & os.O_EXCL))
+            self._changes.begin("make", [(parent_inode, name)])
+            st, made = self._make_or_find(dir_fd, name, mode, bool(flags & os.O_EXCL), again)
             node = self._nodes.seen(parent_inode, name, st)
-            node.lookups += 1
+            self._nodes.looked_up(node)
             try:
                 info = await self._open_image(node, flags & ~os.O_TRUNC if made else flags, known=not made)
             except BaseException:
@@ -227,16 +217,21 @@ class Operations(pyfuse3.Operations):
                     give_to_caller(fd, dir_fd, mode, ctx)
         return info, self._attributes(node.ino)
 
-    def _make_or_find(self, dir_fd: int, name: bytes, mode: int, exclusive: bool) -> tuple[FileStat, bool]:
-        """A new file, and True; or the one that came into being underneath meanwhile, and False."""
+    def _make_or_find(
+        self, dir_fd: int, name: bytes, mode: int, exclusive: bool, again: bool
+    ) -> tuple[FileStat, bool]:
+        """A new file, and True; or the one that came into being underneath meanwhile, and False.
+
+        `again`: a server before this one had begun to make it.
+        """
         try:
             # Readable and writable by us whatever its mode will be: it is opened more than once.
             return self._make_file(dir_fd, name, mode | stat.S_IRUSR | stat.S_IWUSR), True
         except FileExistsError as exists:
-            if exclusive:
+            if exclusive and not again:
                 raise
             try:
-                return self._source.stat(dir_fd, name), False
+                return self._source.stat(dir_fd, name), again
             except FileNotFoundError:
                 raise exists from None  # something that is not served has the name
 
@@ -256,15 +251,28 @@ class Operations(pyfuse3.Operations):
         if not stat.S_ISREG(mode):
             _refuse(errno.EPERM)
         with self._nodes.directory(parent_inode) as dir_fd:
-            self._make_file(dir_fd, name, mode)
+            with self._making((parent_inode, name), ctx):
+                self._make_file(dir_fd, name, mode)
             return self._made(parent_inode, dir_fd, name, mode, ctx)
+
+    @contextmanager
+    def _making(self, name: tuple[int, bytes], ctx: RequestContext) -> Iterator[None]:
+        """The body makes this name; that a server before this one made it, for the same request, is well."""
+        again = self._changes.begun(ctx, "make", name)
+        self._changes.begin("make", [name])
+        try:
+            yield
+        except FileExistsError:
+            if again is None:
+                raise
 
     @_answered
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
         """Make a directory."""
         self._check_change(parent_inode, name)
         with self._nodes.directory(parent_inode) as dir_fd:
-            os.mkdir(name, stat.S_IMODE(mode), dir_fd=dir_fd)
+            with self._making((parent_inode, name), ctx):
+                os.mkdir(name, stat.S_IMODE(mode), dir_fd=dir_fd)
             return self._made(parent_inode, dir_fd, name, mode, ctx)
 
     def _made(self, parent: int, dir_fd: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
@@ -292,27 +300,44 @@ class Operations(pyfuse3.Operations):
         self._check_change(new_parent_inode, new_name)
         node = self._changeable(inode)
         with self._nodes.directory(new_parent_inode) as dir_fd, self._path_to(node) as path:
-            # From the descriptor, so that it is this very file that gets the name.
-            os.link(path, new_name, dst_dir_fd=dir_fd, follow_symlinks=True)
+            with self._making((new_parent_inode, new_name), ctx):
+                # From the descriptor, so that it is this very file that gets the name.
+                os.link(path, new_name, dst_dir_fd=dir_fd, follow_symlinks=True)
             return self._found(new_parent_inode, new_name, self._source.stat(dir_fd, new_name))
 
     @_answered
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         """Remove the name of an image."""
-        await self._remove(parent_inode, name, os.unlink)
+        await self._remove(parent_inode, name, os.unlink, ctx)
 
     @_answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         """Remove an empty directory."""
-        await self._remove(parent_inode, name, os.rmdir)
+        await self._remove(parent_inode, name, os.rmdir, ctx)
 
-    async def _remove(self, parent: int, name: bytes, remove: Callable[..., None]) -> None:
+    async def _remove(
+        self, parent: int, name: bytes, remove: Callable[..., None], ctx: RequestContext
+    ) -> None:
         self._check_change(parent, name, hidden=errno.EPERM)
+        again = self._changes.begun(ctx, "remove", (parent, name))
         with self._nodes.directory(parent) as dir_fd:
-            ino = self._source.stat(dir_fd, name).ino  # ENOENT for what is not served
-            # In a thread: to free the blocks of a huge image takes long.
-            await trio.to_thread.run_sync(functools.partial(remove, name, dir_fd=dir_fd))
+            ino = self._ino_of(dir_fd, name)
+            if again and ino != again[0]:
+                ino = again[0]  # it has been removed; what has the name now is another file
+            elif not ino:
+                _refuse(errno.ENOENT)
+            else:
+                self._changes.begin("remove", [(parent, name)], ino)
+                # In a thread: to free the blocks of a huge image takes long.
+                await trio.to_thread.run_sync(functools.partial(remove, name, dir_fd=dir_fd))
         self._nodes.removed(parent, name, ino)
+
+    def _ino_of(self, dir_fd: int, name: bytes) -> int:
+        """The inode number of what is served under a name; 0: nothing is."""
+        try:
+            return self._source.stat(dir_fd, name).ino
+        except FileNotFoundError:
+            return 0
 
     @_answered
     async def rename(
@@ -328,31 +353,36 @@ class Operations(pyfuse3.Operations):
         self._check_change(parent_inode_old, name_old, hidden=errno.EPERM)
         self._check_change(parent_inode_new, name_new)
         old, new = (parent_inode_old, name_old), (parent_inode_new, name_new)
+        exchange = bool(flags & pyfuse3.RENAME_EXCHANGE)
+        again = self._changes.begun(ctx, "rename", old, new)
         with self._nodes.directory(old[0]) as old_dir, self._nodes.directory(new[0]) as new_dir:
-            moved = self._source.stat(old_dir, name_old)
-            target = self._target(new_dir, name_new, must_exist=bool(flags & pyfuse3.RENAME_EXCHANGE))
-            system.rename(old_dir, name_old, new_dir, name_new, flags)
-        if target is not None and target.ino == moved.ino:
+            there = self._ino_of(old_dir, name_old), self._ino_of(new_dir, name_new)
+            if again and there == (again[1] if exchange else 0, again[0]):
+                moved, target = again  # it has been done
+            else:
+                moved = self._source.stat(old_dir, name_old).ino
+                target = self._target(new_dir, name_new, must_exist=exchange)
+                self._changes.begin("rename", [old, new], moved, target)
+                system.rename(old_dir, name_old, new_dir, name_new, flags)
+        if target == moved:
             return  # two names of one file: rename(2) leaves both
-        if target is not None:
-            self._nodes.removed(*new, target.ino)
-        self._nodes.renamed(old, new, moved.ino, moved.nlink)
-        if target is not None and flags & pyfuse3.RENAME_EXCHANGE:
-            node = self._nodes.find(target.ino)
-            if node is not None:
-                node.add_name(*old, target.nlink)
+        if target:
+            self._nodes.removed(*new, target)
+        self._nodes.renamed(old, new, moved)
+        if target and exchange:
+            self._nodes.renamed(new, old, target)
 
-    def _target(self, dir_fd: int, name: bytes, must_exist: bool) -> FileStat | None:
-        """What a rename would replace; EEXIST when that is something that is not served."""
-        try:
-            return self._source.stat(dir_fd, name)
-        except FileNotFoundError:
-            if must_exist:
-                raise
+    def _target(self, dir_fd: int, name: bytes, must_exist: bool) -> int:
+        """The inode number of what a rename would replace, or 0; EEXIST for something that is not served."""
+        ino = self._ino_of(dir_fd, name)
+        if ino:
+            return ino
+        if must_exist:
+            _refuse(errno.ENOENT)
         try:
             system.stat(dir_fd, name)
         except FileNotFoundError:
-            return None
+            return 0
         _refuse(errno.EEXIST)
 
     def _check_change(self, parent: int, name: bytes, hidden: int = errno.EEXIST) -> None:
@@ -446,7 +476,7 @@ class Operations(pyfuse3.Operations):
                 if not node.lookups:
                     self._table.forget(node.ino, 0)
                 return
-            node.lookups += 1
+            self._nodes.looked_up(node)
 
     def _list_virtual(self, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         for index, name in enumerate(self._info.names[start_id:], start_id + 1):

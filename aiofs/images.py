@@ -6,8 +6,9 @@ and closes it. All of this, and every change of size, runs under a lock of that 
 comes during the last release finds the image either open or closed. Everything else about names and
 attributes is in nodes.py and fs.py.
 
-What outlives a close: the errno of an fsync that failed (for the life of the mount), the stamp that tells
-whether the kernel's cached pages are still right, and the counters.
+What outlives a close: the stamp that tells whether the kernel's cached pages are still right, and the
+counters. What outlives the server: which images are open and how often, the counters, and the errno of an
+fsync that failed, which every fsync gets until the image has been closed by all who have it open.
 """
 
 from __future__ import annotations
@@ -15,31 +16,27 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import struct
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import trio
 
-from . import directio, locks
+from .backing import Opener, OpenImage
 from .choice import Drivers
 from .config import CacheMode
 from .dataplane import ImageCounters, ImageSpec, system
 from .dataplane.system import FileStat
-from .directio import DirectRefused, DirectUnsupported, check_direct
+from .ledger import Kind as LedgerKind
+from .ledger import Ledger
 from .nodes import Node, NodeTable
 from .pagecache import Stamps
-from .select import Decision, Direct
 from .source import Kind, Source
 from .tallies import Tallies
 
-__all__ = ["DirectUnsupported", "ImageTable", "OpenImage", "Source", "check_direct"]
-
 log = logging.getLogger(__name__)
-
-_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY, errno.EBUSY)
-"""What opening for writing may say where opening for reading still works."""
 
 
 class Plane(Protocol):
@@ -54,60 +51,7 @@ class Plane(Protocol):
     async def open_driver(self, driver: str) -> None: ...
 
 
-class ImageLocked(OSError):
-    """Another process uses the image in a way that excludes ours."""
-
-    def __init__(self, name: str, holders: list[locks.Holder]) -> None:
-        who = ", ".join(map(str, holders)) or "another process (root can see which)"
-        super().__init__(errno.EBUSY, f"{name} is locked by {who}")
-
-
-@dataclass
-class OpenImage:
-    """An image that is registered with the data plane."""
-
-    node: Node
-    name: str
-    """For messages."""
-    fd: int
-    cache: CacheMode
-    direct: Direct
-    block_device: bool
-    write_error: int
-    """0 when `fd` can be written; otherwise the errno of opening it so."""
-    decision: Decision = field(default_factory=lambda: Decision("", "not decided yet"))
-    tail_fd: int = -1
-    block_size: int = 1
-    """Alignment of O_DIRECT in bytes; 1 when buffered."""
-    slot: int = -1
-    """Its place in the data plane's table."""
-    counters: ImageCounters = field(default_factory=ImageCounters)
-    opens: int = 0
-    write_locked: bool = False
-
-    def spec(self, sticky_error: int) -> ImageSpec:
-        """How the data plane is to serve it."""
-        return ImageSpec(
-            fd=self.fd,
-            tail_fd=self.tail_fd,
-            driver=self.decision.driver,
-            direct=self.cache.direct,
-            block_size=self.block_size,
-            dsync=self.cache.dsync,
-            no_fsync=not self.cache.honours_fsync,
-            block_device=self.block_device,
-            writes_by_threads=self.decision.writes_by_threads,
-            sticky_error=sticky_error,
-            counters=self.counters,
-        )
-
-    def close(self) -> None:
-        """Give up locks and descriptors."""
-        with suppress(OSError, locks.LocksUnsupported):
-            locks.unlock(self.fd)
-        os.close(self.fd)
-        if self.tail_fd >= 0:
-            os.close(self.tail_fd)
+_RECORD = struct.Struct("<QI?")  # of the ledger: generation, slot of the counters, locked for writing
 
 
 @dataclass
@@ -138,7 +82,7 @@ class ImageInfo:
     writable: bool
     size: int
     sticky_error: int
-    """errno of an fsync that failed before this registration, or 0."""
+    """errno of an fsync that failed since the image was opened, or 0."""
     counters: dict[str, Any]
     """Since the mount began."""
 
@@ -154,22 +98,23 @@ class ImageTable:
         drivers: Drivers,
         cache: CacheMode | None,
         read_only: bool,
+        ledger: Ledger,
         said: frozenset[str] = frozenset(),
     ) -> None:
         """`said`: what the mount has warned of, so that no image says it again."""
         self.source = source
-        self.nodes = NodeTable(source)
+        self.nodes = NodeTable(source, ledger)
         self.read_only = read_only
         self._plane = plane
         self._drivers = drivers
-        self._cache = cache
         self._images: dict[int, OpenImage] = {}
         self._turns: dict[int, _Turn] = {}
-        self._sticky: dict[int, tuple[int, int]] = {}
         self._stamps = Stamps()
-        self._tallies = Tallies()
-        self._said = set(said)
-        self._filesystem = source.filesystem()
+        self._ledger = ledger
+        self._left = {ino: _RECORD.unpack(record) for ino, record in ledger.records(LedgerKind.IMAGE)}
+        """Open images of a server before this one, until `restore`."""
+        self._tallies = Tallies(ledger, in_use=(slot for _, slot, _ in self._left.values()))
+        self._opener = Opener(self.nodes, cache, read_only, said)
 
     # -- opening and closing --
 
@@ -206,24 +151,40 @@ class ImageTable:
 
     async def _start(self, node: Node, write: bool) -> OpenImage:
         """Open, lock and register the backing of a node."""
-        image = await self._open_backing(node, write)
+        image = await self._opener.open(node, write)
         try:
-            await self._lock(image.fd, image.name, write)
+            await self._opener.lock(image.fd, image.name, write)
             image.write_locked = write
             image.decision = await self._drivers.choose(
                 self._plane, image.name, image.fd, image.direct, self.read_only
             )
-            sticky = self._sticky_error(node)
-            image.counters = self._tallies.take(node)
-            image.slot = await self._plane.register(node.ino, image.spec(sticky))
+        except BaseException:
+            image.close()
+            raise
+        image.counters = self._tallies.take(node)
+        image.counters.memory.opens = 0
+        await self._register(image)
+        return image
+
+    async def _register(self, image: OpenImage) -> None:
+        """Have the data plane serve it. Its counters' errno of a failed fsync, and opens, go on to count."""
+        self._keep(image)
+        try:
+            sticky = -image.counters.memory.sticky_error
+            image.slot = await self._plane.register(image.node.ino, image.spec(sticky))
         except BaseException:
             self._close(image)
             raise
-        self._images[node.ino] = image
-        return image
+        self._images[image.node.ino] = image
+
+    def _keep(self, image: OpenImage) -> None:
+        record = _RECORD.pack(image.node.generation, image.counters.slot, image.write_locked)
+        self._ledger.put(LedgerKind.IMAGE, image.node.ino, record)
 
     def _close(self, image: OpenImage) -> None:
         """Close what is not registered (any more); its counters stay."""
+        image.counters.memory.sticky_error = 0
+        self._ledger.drop(LedgerKind.IMAGE, image.node.ino)
         self._tallies.give_back(image.node, image.name, self.nodes.path(image.node), image.counters)
         image.close()
 
@@ -232,12 +193,9 @@ class ImageTable:
         if image.opens > 0:
             return
         try:
-            error = await self._plane.unregister(image.node.ino)
+            await self._plane.unregister(image.node.ino)
         except OSError as refused:  # it is not registered: nothing of it is in flight either
             log.error("%s: %s", image.name, refused)
-            error = 0
-        if error:
-            self._sticky[image.node.ino] = (image.node.generation, error)
         # At the end `close_all` may have taken it meanwhile: then it is closed there.
         if self._images.get(image.node.ino) is image:
             del self._images[image.node.ino]
@@ -248,8 +206,51 @@ class ImageTable:
         if image.write_error:
             raise OSError(image.write_error, os.strerror(image.write_error), image.name)
         if not image.write_locked:
-            await self._lock(image.fd, image.name, write=True)
+            await self._opener.lock(image.fd, image.name, write=True)
             image.write_locked = True
+            self._keep(image)
+
+    # -- after the death of a server --
+
+    async def restore(self) -> None:
+        """Open and register what was open when the server before this one died, its own I/O having ended.
+
+        An image that cannot be opened any more is logged; who has it open gets errors.
+        """
+        left, self._left = self._left, {}
+        for ino, (generation, slot, write) in left.items():
+            counters = self._tallies.in_slot(slot)
+            node = self.nodes.find(ino)
+            if node is None or node.generation != generation or not counters.memory.opens:
+                # Opened, or closed, by the one before, which did not get to tell the kernel.
+                self._ledger.drop(LedgerKind.IMAGE, ino)
+                continue
+            try:
+                await self._restore(node, write, counters)
+            except OSError as error:
+                log.error(
+                    "%s was open and cannot be opened again: %s; who uses it gets errors",
+                    self.nodes.display(node),
+                    error.strerror,
+                )
+
+    async def _restore(self, node: Node, write: bool, counters: ImageCounters) -> None:
+        image = await self._opener.open(node, write)
+        try:
+            if write:
+                await self._opener.fence(image)
+            else:
+                await self._opener.lock(image.fd, image.name, write)
+            image.write_locked = write
+            image.decision = await self._drivers.choose(
+                self._plane, image.name, image.fd, image.direct, self.read_only
+            )
+        except BaseException:
+            image.close()
+            raise
+        image.counters = counters
+        image.opens = counters.memory.opens
+        await self._register(image)
 
     @asynccontextmanager
     async def _turn(self, ino: int) -> AsyncIterator[None]:
@@ -263,105 +264,6 @@ class ImageTable:
             turn.users -= 1
             if not turn.users:
                 del self._turns[ino]
-
-    # -- the backing --
-
-    async def _open_backing(self, node: Node, write: bool) -> OpenImage:
-        """Open an image in the cache mode that was asked for, or in the best one that works."""
-        cache = self._cache or CacheMode.NONE
-        if not cache.direct:
-            return await self._open_as(node, write, cache, f"buffered, as --cache {cache} asks")
-        try:
-            return await self._open_as(node, write, cache)
-        except DirectRefused as refused:
-            if self._cache is not None:
-                raise DirectUnsupported(self.nodes.display(node), str(refused)) from refused
-            # The mount has warned already; this is for the images that differ from the others.
-            self._say_once(
-                logging.INFO,
-                str(refused),
-                f"{self.nodes.display(node)}: no O_DIRECT, using --cache writeback",
-            )
-            why = str(refused)
-        return await self._open_as(node, write, CacheMode.WRITEBACK, why)
-
-    async def _open_as(self, node: Node, write: bool, cache: CacheMode, no_direct: str = "") -> OpenImage:
-        """`no_direct`: why it is opened buffered."""
-        flags = (os.O_DIRECT if cache.direct else 0) | (os.O_DSYNC if cache.dsync else 0)
-        try:
-            fd, write_error = self._open_fd(node, write, flags)
-        except OSError as error:
-            if cache.direct and error.errno == errno.EINVAL:
-                raise DirectRefused(f"{self._filesystem} does not support it") from error
-            raise
-        image = OpenImage(
-            node=node,
-            name=self.nodes.display(node),
-            fd=fd,
-            cache=cache,
-            direct=Direct(False, "opened without it", no_direct),
-            block_device=self.source.kind is Kind.DEVICE,
-            write_error=write_error,
-        )
-        if cache.direct:
-            try:
-                aligned = await self._alignment(fd)
-                image.block_size = aligned.size
-                image.direct = Direct(True, aligned.looked_at, f"in blocks of {aligned.size} bytes")
-                # The tail of an image whose size is no whole block is written through the page cache.
-                access = os.O_RDONLY if write_error else os.O_RDWR
-                image.tail_fd = self.nodes.open(node, access | os.O_DSYNC)
-            except BaseException:
-                image.close()
-                raise
-        return image
-
-    async def _alignment(self, fd: int) -> directio.Alignment:
-        known = directio.known_alignment(fd, self._filesystem)
-        if known is not None:
-            return known
-        return await trio.to_thread.run_sync(directio.alignment, fd, self._filesystem)
-
-    def _open_fd(self, node: Node, write: bool, flags: int) -> tuple[int, int]:
-        """The image's descriptor, and 0 or the errno that opening it for writing gave.
-
-        Opened for writing whenever that is possible: later opens for writing share it.
-        """
-        write_error = errno.EROFS
-        if not self.read_only:
-            # Block devices: fails with EBUSY when it is mounted or otherwise claimed (open(2)).
-            claim = os.O_EXCL if self.source.kind is Kind.DEVICE else 0
-            try:
-                return self.nodes.open(node, os.O_RDWR | flags | claim), 0
-            except OSError as error:
-                if error.errno == errno.EBUSY:
-                    log.warning("%s is in use (mounted?): not open for writing", self.nodes.display(node))
-                if write or error.errno not in _NOT_WRITABLE:
-                    raise
-                write_error = error.errno or errno.EACCES
-        return self.nodes.open(node, os.O_RDONLY | flags), write_error
-
-    async def _lock(self, fd: int, name: str, write: bool) -> None:
-        """Take the writer's or the reader's locks of an image. ImageLocked names who holds it."""
-        try:
-            if write:
-                locks.lock_for_writing(fd)
-            else:
-                locks.lock_for_reading(fd)
-        except locks.LocksUnsupported:
-            what = f"{self._filesystem} has no locks: nothing keeps two writers of an image apart"
-            self._say_once(logging.WARNING, what)
-        except locks.LockConflict as conflict:
-            holders = await trio.to_thread.run_sync(locks.locked_by, fd)
-            error = ImageLocked(name, holders)
-            log.warning("%s", error.strerror)
-            raise error from conflict
-
-    def _say_once(self, level: int, what: str, where: str = "") -> None:
-        """Log something that is as true of the mount's other images; `where` it showed first."""
-        if what not in self._said:
-            self._said.add(what)
-            log.log(level, "%s", f"{where} ({what})" if where else what)
 
     # -- size, attributes --
 
@@ -381,7 +283,7 @@ class ImageTable:
                 return
             fd = self.nodes.open(node, os.O_RDWR)
             try:
-                await self._lock(fd, self.nodes.display(node), write=True)
+                await self._opener.lock(fd, self.nodes.display(node), write=True)
                 await trio.to_thread.run_sync(os.ftruncate, fd, size)
             finally:
                 os.close(fd)
@@ -436,7 +338,7 @@ class ImageTable:
                 opens=image.opens,
                 writable=image.write_locked,
                 size=self.stat(image.node).size,
-                sticky_error=self._sticky_error(image.node),
+                sticky_error=-image.counters.memory.sticky_error,
                 counters=image.counters.read(),
             )
             for image in self._images.values()
@@ -453,10 +355,6 @@ class ImageTable:
             counters = tally.counters.read()
             told.append({"name": name, "path": path, "node": tally.ino, "counters": counters})
         return told
-
-    def _sticky_error(self, node: Node) -> int:
-        generation, error = self._sticky.get(node.ino, (0, 0))
-        return error if generation == node.generation else 0
 
     async def fdatasync(self, ino: int) -> None:
         """fdatasync(2) of an open image, beside the data plane. EBADF when it is not open."""

@@ -14,6 +14,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,14 @@ MIN_NAME = 10
 
 FIELDS: Mapping[str, str] = {
     "version": "version of aiofs that serves the mount",
-    "pid": "process id of the server",
+    "pid": "process id of the keeper, which ends when the mount has ended; of the server where there is none",
     "start_ticks": "when that process started, in clock ticks since boot (proc(5) stat, field 22): "
     "tells it from a later process with the same pid",
     "started": "when the mount became ready, in seconds since 1970",
-    "outcome_fd": "descriptor of the server in which it says, at its end, what could not be synced",
+    "outcome_fd": "descriptor of that process in which it says, at its end, what could not be synced",
+    "server_pid": "process id of the server",
+    "restarts": "servers that the mount had before this one",
+    "keeper": "the abstract socket that takes requests for a restart; null: the mount ends with its server",
     "source": "the image directory, image file or block device",
     "source_kind": "directory, file or block device",
     "mountpoint": "where it is mounted",
@@ -88,13 +92,23 @@ def agreed(exchange: tuple[bytes, bytes] | None) -> dict[str, int | str]:
     }
 
 
+@dataclass(frozen=True)
+class Lineage:
+    """Which processes a mount hangs on."""
+
+    pid: int
+    outcome_fd: int
+    started: float
+    restarts: int
+    keeper: str | None
+
+
 def build(
     *,
     version: str,
     config: MountConfig,
     source_kind: str,
-    started: float,
-    outcome_fd: int,
+    lineage: Lineage,
     exchange: tuple[bytes, bytes] | None,
     plane: Mapping[str, Any],
     latency_limits_ns: Iterable[int],
@@ -104,10 +118,13 @@ def build(
     """The content of info.json; runs in the server."""
     return {
         "version": version,
-        "pid": os.getpid(),
-        "start_ticks": start_ticks(os.getpid()),
-        "started": started,
-        "outcome_fd": outcome_fd,
+        "pid": lineage.pid,
+        "start_ticks": start_ticks(lineage.pid),
+        "started": lineage.started,
+        "outcome_fd": lineage.outcome_fd,
+        "server_pid": os.getpid(),
+        "restarts": lineage.restarts,
+        "keeper": lineage.keeper,
         "source": str(config.source),
         "source_kind": source_kind,
         "mountpoint": str(config.mountpoint),

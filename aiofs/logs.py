@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import logging.handlers
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from .errors import BadInput, reason
@@ -38,6 +39,23 @@ def start(level: str, log_file: Path | None, *, foreground: bool) -> None:
     if level != "debug":
         for library in ("pyfuse3", "trio"):
             logging.getLogger(library).setLevel(logging.WARNING)
+
+
+class _Collector(logging.Handler):
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__()
+        self._say = say
+        self.setFormatter(for_people())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._say(self.format(record))
+
+
+def collect(say: Callable[[str], None]) -> logging.Handler:
+    """Have `say` called with each line as well, for the person who typed the command; returns its handler."""
+    handler = _Collector(say)
+    logging.getLogger("aiofs").addHandler(handler)
+    return handler
 
 
 def for_people() -> logging.Formatter:

@@ -1,7 +1,8 @@
 """`aiofs mount`, in order: check, choose the driver, open the source, mount, serve, close.
 
-Every step that fails undoes the ones before it and raises AiofsError; a mount exists either with a
-server behind it or not at all.
+Where the kernel lets a mount outlive its server, a keeper is started, and this is done by the server that it
+starts (serve.py); otherwise here. Every step that fails undoes the ones before it and raises AiofsError; a
+mount exists either with a server behind it or not at all.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from . import background, checks, fusermount, logs, mounttable
+from . import background, checks, fusermount, keeper, logs, mounttable, survival
 from .config import CacheMode, MountConfig
 from .errors import AiofsError, BadInput, reason
 
 if TYPE_CHECKING:
     from .choice import Drivers
-    from .server import Mounted
-    from .service import Service
+    from .keeperlink import KeeperLink
+    from .ledger import Ledger
+    from .mounttable import Mount
+    from .server import Assignment, Mounted
     from .source import Source
 
 log = logging.getLogger(__name__)
@@ -29,15 +32,22 @@ log = logging.getLogger(__name__)
 
 def run(config: MountConfig) -> int:
     """Mount as asked, here or in the background; the exit status."""
+    serve_or_keep = _serve_alone
+    if config.survive and not survival.why_not(os.uname().release):
+        serve_or_keep = keeper.keep
     if config.foreground:
-        return _serve(config, lambda: None)
-    return background.launch(lambda report: _serve_reporting(config, report), config.log_file)
+        return serve_or_keep(config, None)
+    return background.launch(lambda report: _reporting(serve_or_keep, config, report), config.log_file)
 
 
-def _serve_reporting(config: MountConfig, report: background.Report) -> int:
+def _reporting(
+    serve_or_keep: Callable[[MountConfig, background.Report | None], int],
+    config: MountConfig,
+    report: background.Report,
+) -> int:
     """In the background child, whose stderr nobody sees: what goes wrong is told to the parent and logged."""
     try:
-        return _serve(config, report.ready)
+        return serve_or_keep(config, report)
     except AiofsError as error:
         report.failed(error)
         log.error("%s", error)
@@ -48,8 +58,28 @@ def _serve_reporting(config: MountConfig, report: background.Report) -> int:
         raise
 
 
-def _serve(config: MountConfig, on_ready: Callable[[], None]) -> int:
+def _serve_alone(config: MountConfig, report: background.Report | None) -> int:
+    """Without a keeper: the mount ends with this process."""
+    from .outcome import Outcome
+    from .server import Assignment
+    from .service import Manager, Service
+
     logs.start(config.log_level, config.log_file, foreground=config.foreground)
+    if config.survive:
+        log.warning("the mount ends when its server dies: %s", survival.why_not(os.uname().release))
+    manager = Manager.of_environment() if config.foreground else Manager()
+    service = Service(manager.send if manager.address else None)
+    assignment = Assignment(config, Outcome(), service, link=None)
+    return serve(assignment, report.ready if report is not None else lambda: None)
+
+
+def serve(assignment: Assignment, on_ready: Callable[[], None]) -> int:
+    """Mount, and serve until the mount ends, or until another server takes it over; the exit status."""
+    from .dataplane import COUNTERS_SIZE
+    from .ledger import Ledger
+    from .server import Mounted
+
+    config = assignment.config
     checks.check(config)
     # Until the server can handle them, from before there is a mount that they could leave behind.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
@@ -62,18 +92,32 @@ def _serve(config: MountConfig, on_ready: Callable[[], None]) -> int:
             "to stop that: sysctl fs.fuse.default_request_timeout=0 fs.fuse.max_request_timeout=0",
             limit_s,
         )
-    service = _service(config)
     try:
         drivers = _choose_drivers(config, source)
-        failures = _serve_mounted(_mount(config, drivers, source, said, service), on_ready)
+        ledger = Ledger.create(COUNTERS_SIZE)
+        mount, fuse_fd = _mount(config)
+        if assignment.link is not None:
+            assignment.link.mounted(mount, fuse_fd, ledger.fd)
+        mounted = Mounted(assignment, drivers, source, mount, fuse_fd, said, ledger, successor=False)
+        return _serve_mounted(mounted, on_ready)
     finally:
         source.close()
-    for failure in failures:
-        log.error("not on disk: %s", failure)
-    if failures:
-        service.status(f"not on disk: {'; '.join(failures)}")
-    log.info("%s unmounted%s", config.mountpoint, "" if failures else ", everything is on disk")
-    return 1 if failures else 0
+
+
+def take_over(assignment: Assignment, link: KeeperLink, mount: Mount, fuse_fd: int, ledger: Ledger) -> int:
+    """Serve a mount in place of the server before this one; as `serve`."""
+    from .server import Mounted
+
+    _raise_descriptor_limit()
+    source, said = _open_source(assignment.config, again=True)
+    try:
+        drivers = _choose_drivers(assignment.config, source)
+        if link.order.role == "standby":
+            link.prepared()
+        mounted = Mounted(assignment, drivers, source, mount, fuse_fd, said, ledger, successor=True)
+        return _serve_mounted(mounted, link.serving)
+    finally:
+        source.close()
 
 
 def _raise_descriptor_limit() -> None:
@@ -83,12 +127,6 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _service(config: MountConfig) -> Service:
-    from .service import Service
-
-    return Service.of_environment() if config.foreground else Service()
-
-
 def _choose_drivers(config: MountConfig, source: Source) -> Drivers:
     from .choice import Drivers
     from .evidence import Machine
@@ -96,8 +134,11 @@ def _choose_drivers(config: MountConfig, source: Source) -> Drivers:
     return Drivers(config.aio, source, Machine.look())
 
 
-def _open_source(config: MountConfig) -> tuple[Source, frozenset[str]]:
-    """The source, and what has been warned of that is as true of its images."""
+def _open_source(config: MountConfig, *, again: bool = False) -> tuple[Source, frozenset[str]]:
+    """The source, and what has been warned of that is as true of its images.
+
+    `again`: a server before this one has warned, and holds the locks.
+    """
     from .source import Source
 
     try:
@@ -105,8 +146,9 @@ def _open_source(config: MountConfig) -> tuple[Source, frozenset[str]]:
     except OSError as error:
         raise BadInput(f"cannot open source {config.source}: {reason(error)}") from error
     try:
-        said = _check_cache(config, source)
-        _check_lock(config, source)
+        said = _check_cache(config, source, logging.DEBUG if again else logging.WARNING)
+        if not again:
+            _check_lock(config, source)
     except OSError as error:
         source.close()
         raise BadInput(f"cannot read source {config.source}: {reason(error)}") from error
@@ -116,12 +158,14 @@ def _open_source(config: MountConfig) -> tuple[Source, frozenset[str]]:
     return source, said
 
 
-def _check_cache(config: MountConfig, source: Source) -> frozenset[str]:
+def _check_cache(config: MountConfig, source: Source, level: int) -> frozenset[str]:
     """O_DIRECT by name works or is refused; O_DIRECT by default gives way, and says so."""
     from .directio import DirectUnsupported, check_direct
 
     if config.cache is CacheMode.UNSAFE:
-        log.warning("cache mode unsafe: fsync is ignored; a crash or power failure loses or corrupts images")
+        log.log(
+            level, "cache mode unsafe: fsync is ignored; a crash or power failure loses or corrupts images"
+        )
     if config.cache is not None and not config.cache.direct:
         return frozenset()
     try:
@@ -129,7 +173,7 @@ def _check_cache(config: MountConfig, source: Source) -> frozenset[str]:
     except DirectUnsupported as error:
         if config.cache is not None:
             raise BadInput(str(error)) from None
-        log.warning("no O_DIRECT for %s: %s; using --cache writeback", config.source, error.__cause__)
+        log.log(level, "no O_DIRECT for %s: %s; using --cache writeback", config.source, error.__cause__)
         return frozenset({str(error.__cause__)})
     return frozenset()
 
@@ -154,11 +198,8 @@ def _check_lock(config: MountConfig, source: Source) -> None:
         os.close(fd)
 
 
-def _mount(
-    config: MountConfig, drivers: Drivers, source: Source, said: frozenset[str], service: Service
-) -> Mounted:
-    from .server import Mounted
-
+def _mount(config: MountConfig) -> tuple[mounttable.Mount, int]:
+    """Make the mount; what the table of mounts says of it, and its /dev/fuse descriptor."""
     options = fusermount.mount_options(
         str(config.source),
         allow_other=config.allow_other,
@@ -170,10 +211,10 @@ def _mount(
     if mount is None or not mount.is_aiofs:
         os.close(fuse_fd)
         raise AiofsError(f"the mount on {config.mountpoint} vanished as soon as it was made")
-    return Mounted(config, drivers, source, mount, fuse_fd, said, service)
+    return mount, fuse_fd
 
 
-def _serve_mounted(mounted: Mounted, on_ready: Callable[[], None]) -> list[str]:
+def _serve_mounted(mounted: Mounted, on_ready: Callable[[], None]) -> int:
     import trio
 
     from .server import Server
@@ -181,15 +222,28 @@ def _serve_mounted(mounted: Mounted, on_ready: Callable[[], None]) -> list[str]:
     try:
         server = Server(mounted)
     except BaseException:
-        with suppress(AiofsError):
-            fusermount.unmount(mounted.mount.mountpoint, lazy=True)
+        if not mounted.successor:
+            with suppress(AiofsError):
+                fusermount.unmount(mounted.mount.mountpoint, lazy=True)
         os.close(mounted.fuse_fd)
         raise
     try:
-        return trio.run(server.run, on_ready)
+        failures = trio.run(server.run, on_ready)
     except BaseExceptionGroup as group:
         # trio wraps what its tasks raise; a sentence meant for the user is taken out again.
         raise _sentence_of(group) from group
+    if failures is None:
+        return 0  # the mount goes on without this server
+    told = mounted.assignment
+    for failure in failures:
+        log.error("not on disk: %s", failure)
+    if failures:
+        told.service.status(f"not on disk: {'; '.join(failures)}")
+    log.info("%s unmounted%s", told.config.mountpoint, "" if failures else ", everything is on disk")
+    status = 1 if failures else 0
+    if told.link is not None:
+        told.link.ended(status)
+    return status
 
 
 def _sentence_of(group: BaseExceptionGroup[BaseException]) -> BaseException:

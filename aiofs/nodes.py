@@ -5,8 +5,9 @@ generation is the time of birth, so a reused inode number is a different file to
 the names it was seen under; its path is made by walking up. The backing tree may change at any time:
 whatever is opened by name is checked to be the very file before it is used.
 
-Invariant: a node is in the table while the kernel holds lookups of it. Used by one task at a time (no
-await inside), owns no descriptors but the ones it hands out.
+Invariant: a node is in the table while the kernel holds lookups of it, and what a server after this one has
+to know of it is in the ledger. Used by one task at a time (no await inside), owns no descriptors but the
+ones it hands out.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ import errno
 import logging
 import os
 import stat
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from .dataplane import system
 from .dataplane.system import FileStat
-from .source import Kind, Source
+from .ledger import MAX_NODES, Kind, Ledger
+from .source import Kind as SourceKind
+from .source import Source
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +42,13 @@ _MAX_LINKS = 64
 class Node:
     """One file or directory the kernel knows."""
 
-    __slots__ = ("generation", "ino", "is_dir", "lookups", "name", "others", "parent")
+    __slots__ = ("generation", "ino", "is_dir", "lookups", "name", "others", "parent", "slot")
 
-    def __init__(self, ino: int, generation: int, parent: int, name: bytes, is_dir: bool) -> None:
+    def __init__(
+        self, ino: int, generation: int, parent: int, name: bytes, is_dir: bool, slot: int = 0
+    ) -> None:
+        self.slot = slot
+        """Its place among the ledger's lookups."""
         self.ino = ino
         self.generation = generation
         self.parent = parent
@@ -74,6 +82,32 @@ class Node:
         self.others = left[1:] or None
 
 
+_RECORD = struct.Struct("<QI?")  # generation, slot, is_dir; then for each name, the newest first:
+_NAME = struct.Struct("<QH")  # parent, length
+
+
+def _pack(node: Node) -> bytes:
+    """What the ledger keeps of a node, but its lookups."""
+    packed = [_RECORD.pack(node.generation, node.slot, node.is_dir)]
+    for parent, name in node.names():
+        packed += (_NAME.pack(parent, len(name)), name)
+    return b"".join(packed)
+
+
+def _unpack(ino: int, record: bytes) -> Node:
+    generation, slot, is_dir = _RECORD.unpack_from(record)
+    names = []
+    at = _RECORD.size
+    while at < len(record):
+        parent, length = _NAME.unpack_from(record, at)
+        at += _NAME.size + length
+        names.append((parent, record[at - length : at]))
+    parent, name = names[0] if names else (ROOT, b"")
+    node = Node(ino, generation, parent, name, is_dir, slot)
+    node.others = names[1:] or None
+    return node
+
+
 def generation_of(st: FileStat) -> int:
     """Tells files apart that get the same inode number one after the other; 0 when birth is not known."""
     return st.birth_ns & (2**64 - 1)
@@ -82,12 +116,20 @@ def generation_of(st: FileStat) -> int:
 class NodeTable:
     """All nodes the kernel knows of one source."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, ledger: Ledger) -> None:
+        """With the nodes that the ledger has from a server before this one."""
         self.source = source
+        self._ledger = ledger
         root = Node(ROOT, 0, ROOT, b"", is_dir=True)
         root.lookups = 1  # the kernel never forgets the root
         self._nodes: dict[int, Node] = {ROOT: root}
         self._refused: set[int] = set()
+        for ino, record in ledger.records(Kind.NODE):
+            node = self._nodes[ino] = _unpack(ino, record)
+            node.lookups = ledger.lookups[node.slot]
+        used = {node.slot for node in self._nodes.values()}
+        self._next_slot = max(used) + 1
+        self._free_slots = [slot for slot in range(1, self._next_slot) if slot not in used]
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -118,15 +160,34 @@ class NodeTable:
             self._refuse(parent, name, st.ino)
         node = self._nodes.get(st.ino)
         if node is None:
-            node = Node(st.ino, generation_of(st), parent, name, stat.S_ISDIR(st.mode))
+            node = Node(st.ino, generation_of(st), parent, name, stat.S_ISDIR(st.mode), self._new_slot())
             self._nodes[st.ino] = node
+        elif (node.parent, node.name) == (parent, name) and _same(node, st):
+            return node
         elif node.generation != generation_of(st) or node.is_dir != stat.S_ISDIR(st.mode):
             # Another file got the inode number. The kernel learns it from the generation.
             node.generation, node.is_dir = generation_of(st), stat.S_ISDIR(st.mode)
             node.parent, node.name, node.others = parent, name, None
         else:
             node.add_name(parent, name, st.nlink)
+        self._keep(node)
         return node
+
+    def _keep(self, node: Node) -> None:
+        self._ledger.put(Kind.NODE, node.ino, _pack(node))
+
+    def _new_slot(self) -> int:
+        if self._free_slots:
+            return self._free_slots.pop()
+        self._next_slot += 1
+        if self._next_slot > MAX_NODES:
+            raise OSError(errno.ENOMEM, f"more than {MAX_NODES} files are known")
+        return self._next_slot - 1
+
+    def looked_up(self, node: Node) -> None:
+        """The kernel is told of the node, and holds one lookup more of it with that."""
+        node.lookups += 1
+        self._ledger.lookups[node.slot] = node.lookups
 
     def _refuse(self, parent: int, name: bytes, ino: int) -> None:
         if ino not in self._refused:
@@ -140,9 +201,12 @@ class NodeTable:
         node = self._nodes.get(ino)
         if node is None or ino == ROOT:
             return False
-        node.lookups -= count
-        if node.lookups > 0:
+        node.lookups = max(node.lookups - count, 0)
+        self._ledger.lookups[node.slot] = node.lookups
+        if node.lookups:
             return False
+        self._ledger.drop(Kind.NODE, ino)
+        self._free_slots.append(node.slot)
         del self._nodes[ino]
         return True
 
@@ -153,13 +217,15 @@ class NodeTable:
         node = self._nodes.get(ino)
         if node is not None:
             node.remove_name(parent, name)
+            self._keep(node)
 
-    def renamed(self, old: tuple[int, bytes], new: tuple[int, bytes], ino: int, nlink: int) -> None:
+    def renamed(self, old: tuple[int, bytes], new: tuple[int, bytes], ino: int) -> None:
         """The file `ino` has the name `new` instead of `old` (parent's node id, name)."""
         node = self._nodes.get(ino)
         if node is not None:
             node.remove_name(*old)
-            node.add_name(*new, nlink)
+            node.add_name(*new, len(node.names()) + 1)
+            self._keep(node)
 
     # -- from nodes to files --
 
@@ -238,7 +304,7 @@ class NodeTable:
     def _root_stat(self) -> FileStat:
         root_fd = self.source.root_fd
         st = system.stat(root_fd)
-        if self.source.kind is Kind.TREE:
+        if self.source.kind is SourceKind.TREE:
             return st
         # A made-up directory: the source's own is not served. Nothing can be created in it.
         with suppress(FileNotFoundError):
@@ -265,7 +331,8 @@ class NodeTable:
 
 
 def _same(node: Node, st: FileStat) -> bool:
-    return node.ino == st.ino and node.generation == generation_of(st)
+    same_file = node.ino == st.ino and node.generation == generation_of(st)
+    return same_file and node.is_dir == stat.S_ISDIR(st.mode)
 
 
 def _gone(error: OSError) -> OSError:

@@ -16,8 +16,9 @@ _ALL_SYNCED = "synced"
 class Outcome:
     """The server's side."""
 
-    def __init__(self) -> None:
-        self.fd = os.memfd_create("aiofs-outcome", os.MFD_CLOEXEC)
+    def __init__(self, fd: int | None = None) -> None:
+        """`fd`: one that was made earlier."""
+        self.fd = os.memfd_create("aiofs-outcome", os.MFD_CLOEXEC) if fd is None else fd
 
     def write(self, failures: list[str]) -> None:
         """Say what could not be brought to disk; an empty list: everything was."""

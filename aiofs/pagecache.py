@@ -1,4 +1,4 @@
-"""Whether the kernel may keep its cached pages of an image when it is opened again.
+"""Whether an open uses the kernel's page cache, and whether its pages may stay at the next open of the image.
 
 The kernel's pages are right as long as the backing file is as it was when the pages began to be trusted:
 at the open before. So each open records a stamp of the file (times and size) and compares it with the
@@ -7,11 +7,13 @@ one before. Any change in between, by others or through the mount itself, drops 
 
 from __future__ import annotations
 
+import os
 import stat
 import time
 from collections import OrderedDict
 from typing import NamedTuple
 
+from . import kernel
 from .dataplane.system import FileStat
 
 _MAX_STAMPS = 16384
@@ -19,6 +21,16 @@ _FINE_TICK_NS = 20_000_000
 """Times of files advance by the kernel's tick, 10 ms at most (CONFIG_HZ=100); doubled."""
 _COARSE_TICK_NS = 4_000_000_000
 """FAT keeps even seconds, some others whole ones; doubled."""
+
+
+def wants_direct_io(flags: int, release: str = os.uname().release) -> bool:
+    """Whether an open bypasses the kernel's page cache, its reads and writes coming as they are.
+
+    Exactly when the opener said O_DIRECT: then the kernel need not serialise writes of one file (the data
+    plane adds FOPEN_PARALLEL_DIRECT_WRITES); all others profit from the cache. Not before Linux 6.6: there
+    such a write leaves old pages in the cache for those who have the file open without O_DIRECT.
+    """
+    return bool(flags & os.O_DIRECT) and kernel.version(release) >= (6, 6)
 
 
 class Stamp(NamedTuple):

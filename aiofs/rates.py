@@ -58,7 +58,7 @@ class MountRates:
 
 def same_server(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     """Both readings are of one server's life; counters of another one began anew."""
-    return all(before[field] == after[field] for field in ("pid", "start_ticks"))
+    return all(before[field] == after[field] for field in ("pid", "start_ticks", "restarts"))
 
 
 def between(before: Mapping[str, Any], after: Mapping[str, Any]) -> MountRates:

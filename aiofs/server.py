@@ -29,15 +29,20 @@ from typing import Any
 import pyfuse3
 import trio
 
-from . import __version__, fusermount, holders, info, mounttable
+import aiofs
+
+from . import fusermount, holders, info, mounttable
 from .choice import Drivers
 from .commands import Commands
 from .config import AUTO, MountConfig
 from .dataplane import LATENCY_LIMITS_NS, DataPlane
 from .errors import AiofsError, reason
+from .exchange import keep_exchange, kept_exchange, negotiated
 from .fs import Operations
 from .fusermount import Unmounting
 from .images import ImageTable
+from .keeperlink import KeeperLink
+from .ledger import Ledger
 from .mounttable import Mount
 from .outcome import Outcome
 from .service import Service
@@ -52,14 +57,27 @@ SOCKET_BUFFER_BYTES = 4 << 20
 """A message of MAX_REQUEST_BYTES and its bookkeeping must fit into the socket, several times."""
 OTHER_NAMESPACES_S = 5.0
 """How long after an unmount the kernel may take to end the connection; longer: it is mounted elsewhere."""
+EXCHANGE_LOOK_S = 0.002
+"""How often a successor looks whether pyfuse3 has answered INIT: there is no event for it."""
 _SO_SNDBUFFORCE = 32  # asm-generic/socket.h; Python's socket module does not have it
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a server is to do, and whom it tells of it."""
+
+    config: MountConfig
+    outcome: Outcome
+    service: Service
+    link: KeeperLink | None
+    """To the process that starts another server when this one dies; None: nobody does."""
 
 
 @dataclass(frozen=True)
 class Mounted:
     """What the steps before the server have made."""
 
-    config: MountConfig
+    assignment: Assignment
     drivers: Drivers
     source: Source
     mount: Mount
@@ -67,7 +85,9 @@ class Mounted:
     """Given to the server, which closes it."""
     said: frozenset[str]
     """Warnings of the mount that its images need not repeat."""
-    service: Service
+    ledger: Ledger
+    successor: bool
+    """The mount had a server before this one: what it left in the ledger and in the kernel is taken over."""
 
 
 def forward_pair() -> tuple[socket.socket, socket.socket]:
@@ -85,19 +105,25 @@ class Server:
     """One mount at work. `run` is the whole of its life."""
 
     def __init__(self, mounted: Mounted) -> None:
-        self._config = mounted.config
+        self._config = mounted.assignment.config
         self._drivers = mounted.drivers
         self._source = mounted.source
         self._mount = mounted.mount
         self._fuse_fd = mounted.fuse_fd
-        self._service = mounted.service
-        self._outcome = Outcome()
+        self._service = mounted.assignment.service
+        self._outcome = mounted.assignment.outcome
+        self._ledger = mounted.ledger
+        self._link = mounted.assignment.link
         self._started = time.time()
+        self._predecessors_init = kept_exchange(mounted.ledger) if mounted.successor else None
         self._ended = trio.Event()
         """The plane's loop has returned."""
         self._unanswering = trio.Event()
         """Nor will it answer any more."""
         self._stopping = False
+        """The mount is to end."""
+        self._handing_over = False
+        """This server is to end, and another one takes its place."""
         self._ready = False
         self._forward, pyfuse3_end = forward_pair()
         self._pyfuse3_fd = pyfuse3_end.detach()  # libfuse will close it
@@ -107,6 +133,8 @@ class Server:
             self._forward.fileno(),
             queue_depth=self._config.queue_depth,
             merge=self._config.merge,
+            answered=self._ledger.answered_place(),
+            predecessor_init=self._predecessors_init[0] if self._predecessors_init else b"",
         )
         self._table = ImageTable(
             source=self._source,
@@ -114,23 +142,27 @@ class Server:
             drivers=self._drivers,
             cache=self._config.cache,
             read_only=self._config.read_only,
+            ledger=self._ledger,
             said=mounted.said,
         )
 
-    async def run(self, on_ready: Callable[[], None]) -> list[str]:
+    async def run(self, on_ready: Callable[[], None]) -> list[str] | None:
         """Serve until the end; what could not be synced, one sentence each. AiofsError: it failed.
 
-        `on_ready` is called when the mount answers.
+        None: the mount has not ended, another server takes it over. `on_ready` is called when the mount
+        answers.
         """
         token = trio.lowlevel.current_trio_token()
         self._plane.start(lambda: token.run_sync_soon(self._ended.set))
-        failures: list[str] = []
+        failures: list[str] | None = []
         try:
             async with trio.open_nursery() as nursery:
                 try:
                     await nursery.start(self._stop_on_signal)
                     nursery.start_soon(self._deliver_answers)
+                    nursery.start_soon(self._follow_keeper)
                     await self._open_driver()
+                    await self._table.restore()
                     await self._serve_names(on_ready)
                 finally:
                     with trio.CancelScope(shield=True):
@@ -168,14 +200,16 @@ class Server:
     async def _serve_names(self, on_ready: Callable[[], None]) -> None:
         """pyfuse3, from INIT until the plane's loop has returned and the last handler has ended."""
         operations = Operations(
-            table=self._table, files={b"info.json": self._info, b"metrics": self._metrics}
+            table=self._table,
+            files={b"info.json": self._info, b"metrics": self._metrics},
+            ledger=self._ledger,
         )
         # libfuse takes the socket for /dev/fuse. The options of the mount were fusermount3's business.
         pyfuse3.init(operations, f"/dev/fd/{self._pyfuse3_fd}", set())
         self._pyfuse3_open = True
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: pyfuse3.main(max_tasks=MAX_TASKS))
-            nursery.start_soon(self._become_ready, on_ready)
+            nursery.start_soon(self._take_over if self._predecessors_init else self._become_ready, on_ready)
             await self._ended.wait()
             # Handlers that are at work end by themselves, since their commands end with the loop.
             pyfuse3.terminate()
@@ -191,6 +225,9 @@ class Server:
             raise AiofsError(f"the mount on {where} does not answer: {reason(error)}") from error
         if st.st_dev != self._mount.device:
             return  # unmounted meanwhile
+        exchange = self._plane.init_exchange()
+        assert exchange is not None  # the root has answered
+        keep_exchange(self._ledger, exchange)
         self._ready = True
         log.info(
             "%s on %s: AIO driver %s, cache %s",
@@ -201,6 +238,37 @@ class Server:
         )
         self._service.ready(f"serving {self._source.describe()} on {self._config.mountpoint}")
         on_ready()
+
+    async def _take_over(self, on_ready: Callable[[], None]) -> None:
+        """Ready is: pyfuse3 has answered the replayed INIT as its predecessor did. Then requests are read."""
+        while (exchange := self._plane.init_exchange()) is None and not self._ended.is_set():
+            await trio.sleep(EXCHANGE_LOOK_S)
+        if exchange is None or self._predecessors_init is None:
+            return  # the plane has failed, and says why
+        if negotiated(exchange[1]) != negotiated(self._predecessors_init[1]):
+            raise AiofsError(
+                "this version of aiofs or of libfuse agrees on other features with the kernel than the one "
+                "that made the mount; unmount it, and mount it again"
+            )
+        await self._plane.serve()
+        self._ready = True
+        log.info("%s: another server has taken over", self._config.mountpoint)
+        self._service.ready(f"serving {self._source.describe()} on {self._config.mountpoint}")
+        on_ready()
+
+    async def _follow_keeper(self) -> None:
+        """End when another server stands by; say so when there will be none."""
+        if self._link is None:
+            return
+        if await self._link.told_to_hand_over():
+            self._handing_over = True
+            self._plane.stop()
+        else:
+            log.warning(
+                "the keeper of %s has died: the mount goes on, but will end with this server (pid %d)",
+                self._config.mountpoint,
+                os.getpid(),
+            )
 
     # -- the end --
 
@@ -265,14 +333,34 @@ class Server:
     def _is_in_table(self) -> bool:
         return any(mount.mount_id == self._mount.mount_id for mount in mounttable.mounts())
 
-    async def _wind_down(self) -> list[str]:
-        """Steps 1 to 3 of the end, as far as not done; what could not be synced. Nothing may cancel it."""
+    async def _wind_down(self) -> list[str] | None:
+        """Steps 1 to 3 of the end, as far as not done; what could not be synced. Nothing may cancel it.
+
+        None: the mount goes on, with another server.
+        """
+        if await self._leaves_the_mount():
+            await self._table.close_all()
+            return None
         self._service.stopping()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._service.ask_for_time)
             failures = await self._bring_to_disk()
             nursery.cancel_scope.cancel()
         return failures
+
+    async def _leaves_the_mount(self) -> bool:
+        """Whether another server follows, the mount's end not having been asked for. Stops the plane then."""
+        if (
+            self._link is None
+            or self._link.gone
+            or self._stopping
+            or not (self._ready or self._predecessors_init)
+        ):
+            return False
+        if not self._ended.is_set():
+            self._plane.stop()
+            await self._ended.wait()
+        return self._plane.result != 0
 
     async def _bring_to_disk(self) -> list[str]:
         if not self._ended.is_set():  # a failure of ours, not an unmount
@@ -316,12 +404,21 @@ class Server:
         result = self._plane.result
         if result is not None and result < 0:
             raise AiofsError(f"the data plane failed: {os.strerror(-result)}")
-        if not self._ready:
+        if not self._ready and not self._handing_over:
             raise AiofsError(f"the mount on {self._mount.mountpoint} was ended before it was ready")
 
     # -- info --
 
     # The texts are made in a thread: of thousands of images that takes long, and others want to open theirs.
+
+    def _lineage(self) -> info.Lineage:
+        """Which processes the mount hangs on."""
+        if self._link is None or self._link.gone:
+            return info.Lineage(os.getpid(), self._outcome.fd, self._started, 0, None)
+        order, keeper = self._link.order, self._link.order.keeper
+        return info.Lineage(
+            keeper["pid"], keeper["outcome_fd"], order.started, self._link.restarts, keeper["address"]
+        )
 
     async def _info(self) -> bytes:
         told = self._told()
@@ -339,11 +436,10 @@ class Server:
 
     def _told(self) -> dict[str, Any]:
         return info.build(
-            version=__version__,
+            version=aiofs.__version__,
             config=self._config,
             source_kind=self._source.kind.value,
-            started=self._started,
-            outcome_fd=self._outcome.fd,
+            lineage=self._lineage(),
             exchange=self._plane.init_exchange(),
             plane=self._plane.counters(),
             latency_limits_ns=LATENCY_LIMITS_NS,

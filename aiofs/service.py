@@ -13,8 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-
-import trio
+from collections.abc import Callable
 
 from .errors import reason
 
@@ -27,18 +26,39 @@ _SEND_TIMEOUT_S = 1.0
 """A manager that does not read its messages must not hold up the mount."""
 
 
-class Service:
-    """The service that this process is; says nothing when no service manager has started it."""
+class Manager:
+    """The service manager that has started this process; there may be none."""
 
     def __init__(self, address: str = "") -> None:
         """`address`: a path, or `@name` for an abstract socket; empty: nobody listens."""
-        self._address = address
-        self._stopping = False
+        self.address = address
 
     @classmethod
-    def of_environment(cls) -> Service:
-        """As the manager said in NOTIFY_SOCKET, which is removed: children are not this service."""
+    def of_environment(cls) -> Manager:
+        """As it said in NOTIFY_SOCKET, which is removed: children are not this service."""
         return cls(os.environ.pop(VARIABLE, ""))
+
+    def send(self, *lines: str) -> None:
+        """Tell it NAME=value lines."""
+        if not self.address:
+            return
+        address = "\0" + self.address[1:] if self.address.startswith("@") else self.address
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+                manager.settimeout(_SEND_TIMEOUT_S)
+                manager.sendto("\n".join(line.replace("\n", " ") for line in lines).encode(), address)
+        except OSError as error:
+            log.warning("cannot tell the service manager at %s: %s", self.address, reason(error))
+            self.address = ""
+
+
+class Service:
+    """What a mount tells the service manager of its life."""
+
+    def __init__(self, send: Callable[..., None] | None = None) -> None:
+        """`send`: takes NAME=value lines; None: no service manager has started it."""
+        self._deliver = send
+        self._stopping = False
 
     def ready(self, status: str) -> None:
         """The mount answers."""
@@ -56,21 +76,15 @@ class Service:
 
     async def ask_for_time(self) -> None:
         """Runs until cancelled, while the end takes longer than the manager would wait."""
-        while self._address:
+        import trio
+
+        while self._deliver is not None:
             self._send(_more_time())
             await trio.sleep(MORE_TIME_S / 3)
 
     def _send(self, *lines: str) -> None:
-        if not self._address:
-            return
-        address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-                manager.settimeout(_SEND_TIMEOUT_S)
-                manager.sendto("\n".join(line.replace("\n", " ") for line in lines).encode(), address)
-        except OSError as error:
-            log.warning("cannot tell the service manager at %s: %s", self._address, reason(error))
-            self._address = ""
+        if self._deliver is not None:
+            self._deliver(*lines)
 
 
 def _more_time() -> str:

@@ -6,11 +6,14 @@ by inode number and time of birth, whatever it is called. Knows nothing of what 
 
 from __future__ import annotations
 
+import os
+import struct
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from .dataplane import ImageCounters
+from .ledger import Kind, Ledger
 from .nodes import Node
 
 _MAX_CLOSED = 1024
@@ -32,25 +35,60 @@ class Tally:
     counters: ImageCounters
 
 
-class Tallies:
-    """The tallies of closed images; those closed longest ago are dropped."""
+_RECORD = struct.Struct("<QIH")  # generation, slot, length of the name; then name and path
 
-    def __init__(self, limit: int = _MAX_CLOSED) -> None:
+
+class Tallies:
+    """The tallies of closed images; those closed longest ago are dropped. Hands out room for counters."""
+
+    def __init__(self, ledger: Ledger, in_use: Iterable[int] = (), limit: int = _MAX_CLOSED) -> None:
+        """With the tallies that the ledger has from a server before this one.
+
+        `in_use`: the slots of counters of images that are open.
+        """
+        self._ledger = ledger
         self._limit = limit
         self._closed: OrderedDict[_File, Tally] = OrderedDict()
+        for ino, record in ledger.records(Kind.TALLY):
+            generation, slot, length = _RECORD.unpack_from(record)
+            name, path = record[_RECORD.size :][:length], record[_RECORD.size :][length:]
+            tally = Tally(ino, generation, os.fsdecode(name), os.fsdecode(path), self.in_slot(slot))
+            self._closed[ino, generation] = tally
+        used = {tally.counters.slot for tally in self} | set(in_use)
+        self._next_slot = max(used, default=-1) + 1
+        self._free_slots = [slot for slot in range(self._next_slot) if slot not in used]
 
     def __iter__(self) -> Iterator[Tally]:
         return iter(self._closed.values())
 
+    def in_slot(self, slot: int) -> ImageCounters:
+        """The counters that are kept there."""
+        return ImageCounters(self._ledger.counters_place(slot), slot)
+
     def take(self, node: Node) -> ImageCounters:
         """The counters for an image that is about to be opened."""
         tally = self._closed.pop((node.ino, node.generation), None)
-        return ImageCounters() if tally is None else tally.counters
+        if tally is not None:
+            self._ledger.drop(Kind.TALLY, tally.ino)
+            return tally.counters
+        if self._free_slots:
+            counters = self.in_slot(self._free_slots.pop())
+        else:
+            counters = self.in_slot(self._next_slot)
+            self._next_slot += 1
+        counters.clear()
+        return counters
 
     def give_back(self, node: Node, name: str, path: str, counters: ImageCounters) -> None:
         """The image is closed: nobody writes its counters any more."""
         if counters.unused:
+            self._free_slots.append(counters.slot)
             return
         self._closed[node.ino, node.generation] = Tally(node.ino, node.generation, name, path, counters)
+        shown = os.fsencode(name)
+        fixed = _RECORD.pack(node.generation, counters.slot, len(shown))
+        self._ledger.put(Kind.TALLY, node.ino, fixed + shown + os.fsencode(path))
         if len(self._closed) > self._limit:
-            self._closed.popitem(last=False)
+            (ino, _), dropped = self._closed.popitem(last=False)
+            self._ledger.drop(Kind.TALLY, ino)
+            self._free_slots.append(dropped.counters.slot)

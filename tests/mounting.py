@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -66,8 +67,38 @@ def is_mounted(path: Path) -> bool:
     return any(line.split(" ")[4] == str(path) for line in table)
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def server_of(pid: int) -> int:
+    """The server under a keeper, or under what runs that; the process itself where there is none."""
+    for child in children(pid):
+        if b"aiofs.serve" in Path(f"/proc/{child}/cmdline").read_bytes() or children(child):
+            return server_of(child)
+    return pid
+
+
+def kill_all(mountpoint: Path) -> None:
+    """Kill the keeper, and then the server."""
+    told = json.loads((mountpoint / ".aiofs/info.json").read_bytes())
+    for pid in (told["pid"], told["server_pid"]):
+        pidfd = os.pidfd_open(pid)
+        os.kill(pid, signal.SIGKILL)
+        wait_gone(pidfd)
+
+
+def wait_gone(pidfd: int) -> None:
+    """Return when the process has ended."""
+    ended = select.poll()
+    ended.register(pidfd, select.POLLIN)
+    assert ended.poll(30_000), "the server did not end"
+    os.close(pidfd)
+
+
 class MountedFs:
-    """A foreground server in a process of its own, and its mountpoint."""
+    """A foreground keeper and its server, in processes of their own, and their mountpoint."""
 
     def __init__(self, source: Path, path: Path, *args: str, under: Sequence[str] = ()) -> None:
         """`under`: the words of a command that runs the server and ends with its status, such as strace."""
@@ -92,8 +123,13 @@ class MountedFs:
 
     @property
     def pid(self) -> int:
-        """The server's, or that of the command it runs under."""
+        """The keeper's, or that of the command it runs under."""
         return self.process.pid
+
+    @property
+    def server_pid(self) -> int:
+        """The server's."""
+        return server_of(self.process.pid)
 
     def wait_ready(self) -> None:
         """Return when the server has said that the mount answers."""
@@ -111,7 +147,7 @@ class MountedFs:
         return told
 
     def signal(self, number: signal.Signals) -> None:
-        """Send the server a signal."""
+        """Send the keeper a signal."""
         self.process.send_signal(number)
 
     def wait(self) -> int:
@@ -156,7 +192,8 @@ class MountedFs:
             status = self.wait()
         except subprocess.TimeoutExpired:
             wrong.append("the server did not end; killed")
-            self.process.kill()
+            for pid in {self.pid, self.server_pid}:
+                os.kill(pid, signal.SIGKILL)
             status = self.wait()
         while is_mounted(self.path) and unmount(self.path, lazy=True).returncode == 0:
             wrong.append("a mount was left behind")

@@ -10,10 +10,10 @@ from pathlib import Path
 from types import TracebackType
 
 from .. import directio, locks
+from ..backing import ImageLocked
 from ..config import CacheMode
 from ..directio import DirectRefused
 from ..errors import AiofsError, BadInput, reason
-from ..images import ImageLocked
 from ..source import Kind, Source
 
 

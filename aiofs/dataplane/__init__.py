@@ -3,7 +3,7 @@
 Everything the rest of aiofs may use is here; nothing else imports the extension.
 """
 
-from .counters import LATENCY_LIMITS_NS, OPERATIONS, ImageCounters
+from .counters import COUNTERS_SIZE, LATENCY_LIMITS_NS, OPERATIONS, ImageCounters
 from .measure import Load, Measurement, Stop, measure
 from .plane import (
     MAX_QUEUE_DEPTH,
@@ -17,6 +17,7 @@ from .plane import (
 from .queue import Completion, Io, Op, Queue
 
 __all__ = [
+    "COUNTERS_SIZE",
     "LATENCY_LIMITS_NS",
     "MAX_QUEUE_DEPTH",
     "MAX_REQUEST_BYTES",

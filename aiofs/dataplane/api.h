@@ -99,9 +99,14 @@ typedef struct {
     uint32_t max_images;  /* images that can be registered at once */
     uint32_t merge;       /* 0 or 1 */
     uint32_t look_us;     /* how long the adaptive look for work before a sleep may last; 0: never */
+    uint32_t held;        /* 1: nothing is read from the kernel before AIOFS_SERVE */
+    uint32_t init_size;   /* bytes; 0: the kernel will send its INIT */
+    const void *init;     /* the INIT that the kernel sent to a server before this one: the control plane gets it
+                             as if it came now, and its answer goes no further; copied by aiofs_open */
+    uint64_t *answered;   /* counted up with each answer to the kernel; NULL: by nobody. Valid until aiofs_close */
 } aiofs_config;
 
-/* How an image is served (aiofs_command.flags). */
+/* How an image is served (aiofs_command.flags of AIOFS_REGISTER). */
 enum {
     AIOFS_IMAGE_DIRECT = 1,   /* opened with O_DIRECT; block_size says its alignment in bytes */
     AIOFS_IMAGE_NO_FSYNC = 2, /* cache mode unsafe: FSYNC is answered without being done */
@@ -131,7 +136,8 @@ typedef struct {
     uint64_t unaligned;     /* requests that had to be padded */
     uint64_t retries;       /* ios done again: split, short, EINTR, EAGAIN */
     uint64_t in_flight;     /* requests in work now */
-    int64_t sticky_error;   /* -errno of a failed fsync, or 0 */
+    int64_t sticky_error;   /* -errno of a failed fsync, or 0; set before that fsync is answered */
+    uint64_t opens;         /* that the kernel has been told of, and has not released */
     aiofs_latency latency[5]; /* answered requests: read, write, fsync, fallocate, lseek */
 } aiofs_image_counters;
 
@@ -140,8 +146,12 @@ enum {
     AIOFS_REGISTER = 1,   /* serve `node` from now on: fd, tail_fd, driver, flags, block_size, error, counters */
     AIOFS_UNREGISTER = 2, /* stop serving it; answered when nothing of it is in flight any more */
     AIOFS_TRUNCATE = 3,   /* wait for all before it, set the size to `size` bytes, then let later ones go */
-    AIOFS_OPEN_DRIVER = 4 /* make driver's queue ready, so that its errors show at mount */
+    AIOFS_OPEN_DRIVER = 4, /* make driver's queue ready, so that its errors show at mount */
+    AIOFS_SERVE = 5       /* begin to read from the kernel (aiofs_config.held); with AIOFS_RESEND in flags, have it
+                             send again what it sent to a server before this one, and got no answer to */
 };
+
+enum { AIOFS_RESEND = 1 };
 
 typedef struct {
     uint64_t id;

@@ -1,4 +1,4 @@
-/* control.c -- the commands of the control plane: register, unregister, truncate, open a driver.
+/* control.c -- the commands of the control plane: register, unregister, truncate, open a driver, serve.
  *
  * A command is one packet, its answer another one (api.h). They come over a socket of their own, so
  * that they pass while the forward socket is full. An answer to UNREGISTER may come long after others.
@@ -7,6 +7,7 @@
 #include <poll.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include "plane.h"
 
@@ -140,6 +141,20 @@ static void truncate_image(struct aiofs_plane *plane, const aiofs_command *comma
         serve_truncate(plane, request_get_resize(&plane->pool), image, command->size, command->id);
 }
 
+/* What the kernel takes for "send again all that you sent and got no answer to" (FUSE_NOTIFY_RESEND, Linux 6.9). */
+#define NOTIFY_RESEND 7
+
+static int64_t serve(struct aiofs_plane *plane, const aiofs_command *command)
+{
+    const struct fuse_out_header resend = {.len = sizeof resend, .error = NOTIFY_RESEND};
+
+    if (command->flags & AIOFS_RESEND && write(plane->config.fuse_fd, &resend, sizeof resend) < 0)
+        return -errno;
+    plane->held = 0;
+    plane->fuse_ready = 1;
+    return 0;
+}
+
 static void carry_out(struct aiofs_plane *plane, const aiofs_command *command)
 {
     struct queue *queue;
@@ -156,6 +171,9 @@ static void carry_out(struct aiofs_plane *plane, const aiofs_command *command)
         break;
     case AIOFS_OPEN_DRIVER:
         control_answer(plane, command->id, queue_of(plane, command->driver, &queue));
+        break;
+    case AIOFS_SERVE:
+        control_answer(plane, command->id, serve(plane, command));
         break;
     default:
         control_answer(plane, command->id, -EINVAL);

@@ -21,22 +21,39 @@ LATENCY_LIMITS_NS: tuple[int, ...] = tuple(
 _KEYS = (*map(str, LATENCY_LIMITS_NS), "inf")
 
 
+COUNTERS_SIZE: int = ffi.sizeof("aiofs_image_counters")
+"""Bytes of one image's counters."""
+
+
 class ImageCounters:
     """The counters of one image. The data plane writes them while the image is registered with them."""
 
-    def __init__(self) -> None:
-        self.memory = ffi.new("aiofs_image_counters *")
+    def __init__(self, place: tuple[Any, int] | None = None, slot: int = -1) -> None:
+        """`place`: where they are kept, as a buffer and an offset in it; its owner calls that `slot`."""
+        if place is None:
+            self.memory = ffi.new("aiofs_image_counters *")
+        else:
+            buffer, offset = place
+            self._buffer = ffi.from_buffer(buffer, require_writable=True)  # as long as `memory` is used
+            self.memory = ffi.cast("aiofs_image_counters *", self._buffer + offset)
+        self.slot = slot
+
+    def clear(self) -> None:
+        """Begin at zero."""
+        ffi.memmove(self.memory, bytes(COUNTERS_SIZE), COUNTERS_SIZE)
 
     def read(self) -> dict[str, Any]:
         """aiofs_image_counters as a dict (api.h says what each one counts).
 
-        `latency` has `sum_ns` and `buckets` for each operation: by the bucket's limit in ns, as text, or
-        "inf"; without those that are empty.
+        Without `opens`, which the image table knows as well. `latency` has `sum_ns` and `buckets` for each
+        operation: by the bucket's limit in ns, as text, or "inf"; without those that are empty.
         """
         latency = {
             operation: _latency(self.memory.latency[index]) for index, operation in enumerate(OPERATIONS)
         }
-        return fields(self.memory, "aiofs_image_counters", without="latency") | {"latency": latency}
+        return fields(self.memory, "aiofs_image_counters", without=("latency", "opens")) | {
+            "latency": latency
+        }
 
     @property
     def unused(self) -> bool:
@@ -52,11 +69,11 @@ class ImageCounters:
         )
 
 
-def fields(struct: Any, name: str, without: str = "") -> dict[str, Any]:
+def fields(struct: Any, name: str, without: tuple[str, ...] = ()) -> dict[str, Any]:
     """The numbers, and arrays of numbers, of a struct of api.h."""
     values = {}
     for field, _ in ffi.typeof(name).fields:
-        if field != without:
+        if field not in without:
             value = getattr(struct, field)
             values[field] = value if isinstance(value, int) else list(value)
     return values

@@ -81,12 +81,18 @@ int32_t aiofs_open(aiofs_plane **out, const aiofs_config *config)
         return -EINVAL;
     if (config->max_images < 1 || config->max_images > 1u << 20)
         return -EINVAL;
+    if (config->init_size > INIT_MESSAGE_MAX || (config->init_size && !config->init))
+        return -EINVAL;
     plane = calloc(1, sizeof *plane);
     if (!plane)
         return -ENOMEM;
     plane->config = *config;
     plane->epoll_fd = plane->wake_fd = -1;
     plane->ready_end = &plane->ready;
+    plane->held = config->held != 0;
+    if (config->init_size)
+        memcpy(plane->init_request, config->init, config->init_size);
+    plane->init_request_size = config->init_size;
     error = allocate(plane);
     if (!error)
         error = watch_all(plane);
@@ -202,6 +208,8 @@ static int drain(struct aiofs_plane *plane)
 {
     int n = 0, starts = 0;
 
+    if (plane->held)
+        return 0;
     while (n < DRAIN_MAX && starts < DRAIN_STARTS && plane->fuse_ready && !plane->stuck && !is_stopping(plane)) {
         struct request *r = request_get(&plane->pool);
         size_t size;
@@ -317,6 +325,8 @@ int32_t aiofs_run(aiofs_plane *plane)
     pthread_sigmask(SIG_BLOCK, &all, NULL);
     plane->fuse_ready = plane->forward_ready = plane->control_ready = 1;
     plane->sleep_ns = (int64_t)plane->config.look_us * 4000;
+    if (plane->init_request_size)
+        plane->failed = forward_replay_init(plane);
     for (;;) {
         int done = work(plane);
 

@@ -31,8 +31,10 @@ static int send_up(struct aiofs_plane *plane, struct iovec *iov, size_t iovcnt)
 
 /* ---- up ---- */
 
-static void remember(struct aiofs_plane *plane, const struct request *r, uint32_t opcode)
+static void remember(struct aiofs_plane *plane, const struct request *r, const struct fuse_in_header *header)
 {
+    uint32_t opcode = header->opcode;
+
     if (opcode == FUSE_INIT && r->length <= INIT_MESSAGE_MAX) {
         size_t fixed = r->length < WIRE_HEAD ? r->length : WIRE_HEAD;
 
@@ -40,22 +42,22 @@ static void remember(struct aiofs_plane *plane, const struct request *r, uint32_
         memcpy(plane->init_request + fixed, r->payload, r->length - fixed);
         plane->init_request_size = r->length;
     }
-    if (opcode == FUSE_OPEN || opcode == FUSE_CREATE || opcode == FUSE_INIT)
-        plane->pending[plane->pending_count++] = (struct pending_open){r->unique, opcode};
+    if (opcode == FUSE_OPEN || opcode == FUSE_CREATE || opcode == FUSE_RELEASE || opcode == FUSE_INIT)
+        plane->pending[plane->pending_count++] = (struct pending_open){r->unique, header->nodeid, opcode};
 }
 
-/* What recall forgets and returns: the opcode of the forwarded message with this unique, or 0. */
-static uint32_t recall(struct aiofs_plane *plane, uint64_t unique)
+/* What recall forgets and returns: the forwarded message with this unique; its opcode is 0 when there is none. */
+static struct pending_open recall(struct aiofs_plane *plane, uint64_t unique)
 {
     for (unsigned i = 0; i < plane->pending_count; i++) {
-        uint32_t opcode = plane->pending[i].opcode;
+        struct pending_open found = plane->pending[i];
 
-        if (plane->pending[i].unique == unique) {
+        if (found.unique == unique) {
             plane->pending[i] = plane->pending[--plane->pending_count];
-            return opcode;
+            return found;
         }
     }
-    return 0;
+    return (struct pending_open){0, 0, 0};
 }
 
 static int send_message(struct aiofs_plane *plane, struct request *r)
@@ -114,14 +116,6 @@ static int is_sound_batch_forget(const struct request *r)
     return (r->length - fixed) / sizeof(struct fuse_forget_one) >= batch.count;
 }
 
-static uint32_t opcode_of(const struct request *r)
-{
-    struct fuse_in_header header;
-
-    memcpy(&header, r->head, sizeof header);
-    return header.opcode;
-}
-
 static int wants_answer(uint32_t opcode)
 {
     return opcode != FUSE_FORGET && opcode != FUSE_BATCH_FORGET;
@@ -130,24 +124,25 @@ static int wants_answer(uint32_t opcode)
 /* 1: r is done with. 0: it stays plane->stuck. */
 static int try_send(struct aiofs_plane *plane, struct request *r)
 {
-    uint32_t opcode = opcode_of(r);
+    struct fuse_in_header header;
     int error = plane->pending_count == PENDING_OPENS_MAX ? -EAGAIN : 0;
 
+    memcpy(&header, r->head, sizeof header);
     if (!error)
-        error = opcode == FUSE_BATCH_FORGET ? send_forgets(plane, r) : send_message(plane, r);
+        error = header.opcode == FUSE_BATCH_FORGET ? send_forgets(plane, r) : send_message(plane, r);
     if (error == -EAGAIN) {
         plane->stuck = r;
         return 0;
     }
     if (error == -EMSGSIZE) { /* an xattr, say, that an ordinary user's socket cannot carry */
         plane->counters.refused++;
-        if (wants_answer(opcode))
+        if (wants_answer(header.opcode))
             serve_refuse(plane, r->unique, -E2BIG);
     } else if (error) {
         plane->failed = -EPIPE; /* the control plane has gone */
     } else {
         plane->counters.forwarded++;
-        remember(plane, r, opcode);
+        remember(plane, r, &header);
     }
     plane->stuck = NULL;
     request_put(&plane->pool, r);
@@ -158,12 +153,33 @@ void forward_message(struct aiofs_plane *plane, struct request *r, const struct 
 {
     r->unique = message->unique;
     r->length = (uint32_t)size;
+    if (message->unique & WIRE_RESENT)
+        protocol_mark_resent(r->head);
     if (message->opcode == FUSE_BATCH_FORGET && !is_sound_batch_forget(r)) {
         plane->counters.refused++;
         request_put(&plane->pool, r);
         return;
     }
     (void)try_send(plane, r);
+}
+
+int forward_replay_init(struct aiofs_plane *plane)
+{
+    struct request *r = request_get(&plane->pool);
+    size_t size = plane->init_request_size;
+    size_t fixed = size < WIRE_HEAD ? size : WIRE_HEAD;
+    struct message message;
+
+    memcpy(r->head, plane->init_request, fixed);
+    memcpy(r->payload, plane->init_request + fixed, size - fixed);
+    protocol_parse(&message, r->head, size);
+    if (message.opcode != FUSE_INIT || message.kind != MESSAGE_OTHER) {
+        request_put(&plane->pool, r);
+        return -EPROTO;
+    }
+    plane->replaying = 1;
+    forward_message(plane, r, &message, size);
+    return 0;
 }
 
 int forward_stuck(struct aiofs_plane *plane)
@@ -173,35 +189,68 @@ int forward_stuck(struct aiofs_plane *plane)
 
 /* ---- down ---- */
 
-static void amend_init(struct aiofs_plane *plane, size_t size)
+/* The answer to INIT: the data plane has a word in it. Returns whether the kernel is to have it. */
+static int take_init(struct aiofs_plane *plane, const struct fuse_out_header *header, size_t size)
 {
-    int error = protocol_amend_init(plane->init_request, plane->init_request_size, plane->reply, size,
-                                    plane->config.queue_depth);
+    int replayed = plane->replaying;
+    int error = header->error;
 
+    plane->replaying = 0;
+    if (!error)
+        error = protocol_amend_init(plane->init_request, plane->init_request_size, plane->reply, size,
+                                    plane->config.queue_depth);
+    else if (!replayed)
+        return 1;
     if (error) {
         plane->failed = error;
     } else if (size <= INIT_MESSAGE_MAX) {
         memcpy(plane->init_reply, plane->reply, size);
         atomic_store(&plane->init_reply_size, size);
     }
+    return !replayed;
+}
+
+/* Count an open that the kernel is about to learn of. Before it does: should this process die in between, the
+ * image stays open rather than be closed under its user. */
+static void count_open(struct aiofs_plane *plane, const struct pending_open *asked, size_t size)
+{
+    uint64_t node = asked->opcode == FUSE_CREATE ? protocol_created_node(plane->reply, size) : asked->node;
+    struct image *image = image_find(&plane->images, node);
+
+    if (image)
+        image->counters->opens++;
+}
+
+static void count_release(struct aiofs_plane *plane, uint64_t node)
+{
+    struct image *image = image_find(&plane->images, node);
+
+    if (image && image->counters->opens)
+        image->counters->opens--;
 }
 
 static void pass_down(struct aiofs_plane *plane, size_t size)
 {
     struct fuse_out_header header;
-    uint32_t opcode;
+    struct pending_open asked = {0, 0, 0};
 
     if (protocol_check_reply(plane->reply, size) == REPLY_REFUSED) {
         plane->counters.refused++;
         return;
     }
     memcpy(&header, plane->reply, sizeof header);
-    opcode = header.unique ? recall(plane, header.unique) : 0;
-    if (opcode == FUSE_INIT && header.error == 0)
-        amend_init(plane, size);
-    else if (opcode)
-        protocol_amend_open(opcode, plane->reply, size);
+    if (header.unique)
+        asked = recall(plane, header.unique);
+    if (asked.opcode == FUSE_INIT) {
+        if (!take_init(plane, &header, size))
+            return;
+    } else if ((asked.opcode == FUSE_OPEN || asked.opcode == FUSE_CREATE) && header.error == 0) {
+        protocol_amend_open(asked.opcode, plane->reply, size);
+        count_open(plane, &asked, size);
+    }
     serve_pass(plane, plane->reply, size);
+    if (asked.opcode == FUSE_RELEASE)
+        count_release(plane, asked.node);
 }
 
 int forward_replies(struct aiofs_plane *plane)

@@ -31,9 +31,10 @@
 /* What an event of the loop's epoll is about. */
 enum watch { WATCH_FUSE, WATCH_FORWARD, WATCH_CONTROL, WATCH_WAKE, WATCH_QUEUE };
 
-/* A forwarded message whose reply is amended: OPEN, CREATE, INIT. */
+/* A forwarded message whose reply is amended or counted: OPEN, CREATE, RELEASE, INIT. */
 struct pending_open {
     uint64_t unique;
+    uint64_t node;
     uint32_t opcode;
 };
 
@@ -63,12 +64,14 @@ struct aiofs_plane {
     unsigned char init_request[INIT_MESSAGE_MAX], init_reply[INIT_MESSAGE_MAX];
     size_t init_request_size;
     _Atomic size_t init_reply_size; /* set last: the exchange is complete */
+    int replaying;                  /* init_request is on its way to the control plane, not from the kernel */
 
     /* dataplane.c */
     int fuse_ready, forward_ready, control_ready; /* may have more to read: epoll is edge-triggered */
     uint32_t last_opcode; /* the last message: where a stream would go on */
     uint64_t last_node;
     int64_t last_end;
+    int held; /* AIOFS_SERVE has not come: the kernel's requests wait */
     int unmounted;
     int failed; /* -errno: the loop cannot go on */
     int64_t sleep_ns; /* moving average of how long the loop slept */
@@ -104,6 +107,8 @@ int batch_submit(struct aiofs_plane *plane);
 /* forward.c */
 /* Pass the message of `size` bytes in r to the control plane. Takes r over. */
 void forward_message(struct aiofs_plane *plane, struct request *r, const struct message *message, size_t size);
+/* Give the control plane plane->init_request, and keep its answer. 0, or -errno. */
+int forward_replay_init(struct aiofs_plane *plane);
 /* Try plane->stuck again. Returns 1 when it went. */
 int forward_stuck(struct aiofs_plane *plane);
 /* Pass up what the control plane has answered. Returns the number of messages. */

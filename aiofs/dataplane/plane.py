@@ -36,7 +36,7 @@ class ImageSpec:
     writes_by_threads: bool = False
     """WRITEs go to the pool of threads beside the driver."""
     sticky_error: int = 0
-    """errno of an fsync that failed earlier in the life of this mount, or 0."""
+    """errno of an fsync that failed in a server before this one, while the image was open, or 0."""
     counters: ImageCounters = field(default_factory=ImageCounters)
     """Counted up from what is in them."""
 
@@ -57,7 +57,19 @@ class DataPlane:
         merge: bool = True,
         max_images: int = 16384,
         look_us: int = 100,
+        answered: tuple[Any, int] | None = None,
+        predecessor_init: bytes = b"",
     ) -> None:
+        """`answered`: a word of 8 bytes that counts the answers to the kernel: a buffer and an offset in it.
+
+        `predecessor_init`: the kernel's INIT to a server before this one. The loop then gives it to pyfuse3,
+        and reads nothing from the kernel before `serve`.
+        """
+        buffer, offset = answered or (bytearray(8), 0)
+        self._answered = ffi.from_buffer(
+            buffer, require_writable=True
+        )  # referred to until the plane is closed
+        init = ffi.from_buffer(predecessor_init)
         self._control, self._control_peer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.setblocking(False)
         config = ffi.new(
@@ -70,6 +82,10 @@ class DataPlane:
                 "max_images": max_images,
                 "merge": int(merge),
                 "look_us": look_us,
+                "held": int(bool(predecessor_init)),
+                "init_size": len(predecessor_init),
+                "init": init,
+                "answered": ffi.cast("uint64_t *", self._answered + offset),
             },
         )
         out = ffi.new("aiofs_plane **")
@@ -157,6 +173,13 @@ class DataPlane:
         """Make a driver's queue ready; OSError when the kernel refuses it."""
         result = await self._command(verb=lib.AIOFS_OPEN_DRIVER, driver=driver_index(driver))
         check(result, f"open driver {driver}")
+
+    async def serve(self) -> None:
+        """Take over from the server before this one: have the kernel send again what that did not answer.
+
+        OSError: EINVAL from a kernel before Linux 6.9.
+        """
+        check(await self._command(verb=lib.AIOFS_SERVE, flags=lib.AIOFS_RESEND), "take over a mount")
 
     async def _command(self, **words: Any) -> int:
         ident = self._next_id

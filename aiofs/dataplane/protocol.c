@@ -190,3 +190,22 @@ void protocol_amend_open(uint32_t opcode, void *reply, size_t reply_size)
         memcpy((char *)reply + at, &open, sizeof open);
     }
 }
+
+uint64_t protocol_created_node(const void *reply, size_t reply_size)
+{
+    struct fuse_entry_out entry;
+
+    if (reply_size < sizeof(struct fuse_out_header) + sizeof entry)
+        return 0;
+    memcpy(&entry, (const char *)reply + sizeof(struct fuse_out_header), sizeof entry);
+    return entry.nodeid;
+}
+
+void protocol_mark_resent(void *head)
+{
+    struct fuse_in_header header;
+
+    memcpy(&header, head, sizeof header);
+    header.pid |= WIRE_PID_RESENT;
+    memcpy(head, &header, sizeof header);
+}

@@ -32,6 +32,12 @@ enum message_kind {
     MESSAGE_REFUSED  /* malformed: answer -EINVAL if it has a unique */
 };
 
+/* In `unique`: sent before, to a server that died or was replaced before it answered. */
+#define WIRE_RESENT (UINT64_C(1) << 63)
+/* In the `pid` of such a message when it is passed to the control plane, which never sees its unique. Process ids
+ * stay below 2^22 (PID_MAX_LIMIT). */
+#define WIRE_PID_RESENT (1u << 30)
+
 struct message {
     enum message_kind kind;
     uint32_t opcode;
@@ -44,6 +50,9 @@ struct message {
 
 /* Check and take apart a message of `size` bytes whose first min(size, WIRE_HEAD) bytes are at head. */
 void protocol_parse(struct message *out, const void *head, size_t size);
+
+/* Tell the control plane that the message at head was sent before. */
+void protocol_mark_resent(void *head);
 
 /* What a reply from the control plane is, judged by itself. */
 enum reply_kind { REPLY_ANSWER, REPLY_NOTIFY, REPLY_REFUSED };
@@ -61,5 +70,8 @@ int protocol_amend_init(const void *request, size_t request_size, void *reply, s
 /* Amend an OPEN or CREATE reply in place: files opened with O_DIRECT (the control plane answers those
  * with FOPEN_DIRECT_IO) may be written by several processes at once. */
 void protocol_amend_open(uint32_t opcode, void *reply, size_t reply_size);
+
+/* The node that a CREATE reply tells of; 0 when it is none. */
+uint64_t protocol_created_node(const void *reply, size_t reply_size);
 
 #endif

@@ -85,7 +85,7 @@ def test_an_image_is_opened_as_its_cache_mode_says(
     fs = mounted(image.parent, "--cache", need_direct(cache))
     fs.allow("unsafe")
     with (fs.path / "a.img").open("r+b", buffering=0) as held:
-        assert open_flags(fs.pid, image) == FLAGS[cache]
+        assert open_flags(fs.server_pid, image) == FLAGS[cache]
         assert fs.info()["images"][0]["cache"] == cache
         held.write(b"through")
         os.fsync(held.fileno())
@@ -101,7 +101,7 @@ def test_fsync_is_an_fdatasync_of_the_image(
     fs = mounted(image.parent, "--cache", need_direct(cache), "--aio", "threads")
     fs.allow("unsafe")
     with (fs.path / "a.img").open("r+b", buffering=0) as held:
-        with traced(fs.pid, "fdatasync,fsync,sync_file_range", tmp_path / "strace.log") as calls:
+        with traced(fs.server_pid, "fdatasync,fsync,sync_file_range", tmp_path / "strace.log") as calls:
             held.write(b"now")
             os.fsync(held.fileno())
             os.fdatasync(held.fileno())
@@ -117,7 +117,7 @@ def test_without_o_direct_the_default_is_writeback_said_once(mounted: Mounting, 
     fs.allow("using --cache writeback")
     for name in ("a.img", "b.img"):
         with (fs.path / name).open("r+b", buffering=0) as held:
-            assert open_flags(fs.pid, tmpfs_dir / name) == {0}
+            assert open_flags(fs.server_pid, tmpfs_dir / name) == {0}
             assert fs.info()["images"][0]["cache"] == "writeback"
             assert held.read() == CONTENT
     said = [line for line in fs.log if "writeback" in line and "O_DIRECT" in line]

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 from attaching import Attaching, devices, refused
 from loops import Loops, run
-from mounting import MountedFs, is_mounted, run_aiofs, unmount
-from waiting import wait_until
+from mounting import MountedFs, is_mounted, kill_all, run_aiofs, unmount
 
 from aiofs import attachments, loopdevices
 
@@ -156,11 +155,9 @@ def test_a_dead_mount_is_cleared_of_devices(disk: Path, mountpoint: Path, attach
     """Its server was killed: attach says so, detach works by image; umount --detach frees the mountpoint."""
     shutil.copyfile(disk, disk.parent / "other.img")
     assert run_aiofs("mount", disk.parent, mountpoint).returncode == 0
-    pid = int(json.loads((mountpoint / ".aiofs/info.json").read_bytes())["pid"])
     attach(mountpoint / "disk.img")
     attach(mountpoint / "other.img")
-    os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: run_aiofs("info", mountpoint).returncode == 1)
+    kill_all(mountpoint)
     line = refused("attach", mountpoint / "disk.img", status=1)
     assert f"the server of {mountpoint} has died; clear it:" in line
     assert run_aiofs("detach", mountpoint / "disk.img").returncode == 0
@@ -176,11 +173,11 @@ def test_a_server_that_hangs_keeps_no_device(mounted: Mounting, attach: Attachin
     """Nothing is asked of it: the device goes at once."""
     fs = mounted(disk.parent)
     node = attach(fs.path / "disk.img")
-    fs.signal(signal.SIGSTOP)
+    os.kill(fs.server_pid, signal.SIGSTOP)
     try:
         done = run_aiofs("detach", node)
     finally:
-        fs.signal(signal.SIGCONT)
+        os.kill(fs.server_pid, signal.SIGCONT)
     assert (done.returncode, done.stderr) == (0, "")
     assert devices(fs.path) == []
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mounting import MountedFs, is_mounted, run_aiofs, unmount
+from mounting import MountedFs, children, is_mounted, kill_all, run_aiofs, unmount
 
 Mounting = Callable[..., MountedFs]
 CONTENT = bytes(range(256)) * 64
@@ -27,16 +27,8 @@ def images(image_dir: Path) -> Path:
 
 
 def pid_of(mountpoint: Path) -> int:
-    """The server's, as the mount tells it."""
+    """The keeper's, as the mount tells it."""
     return int(json.loads((mountpoint / ".aiofs/info.json").read_bytes())["pid"])
-
-
-def wait_gone(pidfd: int) -> None:
-    """Return when the process has ended."""
-    ended = select.poll()
-    ended.register(pidfd, select.POLLIN)
-    assert ended.poll(30_000), "the server did not end"
-    os.close(pidfd)
 
 
 # -- starting --
@@ -123,10 +115,7 @@ def test_a_mountpoint_is_not_mounted_twice(mounted: Mounting, images: Path) -> N
 def test_a_stale_mountpoint_says_how_to_clear_it(images: Path, mountpoint: Path) -> None:
     """After SIGKILL; the command it names works, and the mountpoint can be used again."""
     assert run_aiofs("mount", images, mountpoint).returncode == 0
-    pid = pid_of(mountpoint)
-    pidfd = os.pidfd_open(pid)
-    os.kill(pid, signal.SIGKILL)
-    wait_gone(pidfd)
+    kill_all(mountpoint)
     commands: list[list[str | Path]] = [["mount", images, mountpoint], ["info", mountpoint]]
     for words in commands:
         done = run_aiofs(*words)
@@ -140,10 +129,7 @@ def test_a_stale_mountpoint_says_how_to_clear_it(images: Path, mountpoint: Path)
 def test_umount_clears_a_stale_mountpoint_and_does_not_call_it_well(images: Path, mountpoint: Path) -> None:
     """The server died before it had synced: status 1, but the mountpoint is free."""
     assert run_aiofs("mount", images, mountpoint).returncode == 0
-    pid = pid_of(mountpoint)
-    pidfd = os.pidfd_open(pid)
-    os.kill(pid, signal.SIGKILL)
-    wait_gone(pidfd)
+    kill_all(mountpoint)
     done = run_aiofs("umount", mountpoint)
     assert done.returncode == 1
     assert "not known" in done.stderr
@@ -290,7 +276,8 @@ sys.exit(main(sys.argv[1:]))
 
 def test_umount_says_what_is_not_on_disk(images: Path, mountpoint: Path) -> None:
     """A failed sync reaches whoever unmounts, though the server is not its child: status 1 and the image."""
-    started = subprocess.run([sys.executable, "-c", SYNC_FAILS, "mount", images, mountpoint], check=False)
+    mount = ["mount", "--no-survive", str(images), str(mountpoint)]
+    started = subprocess.run([sys.executable, "-c", SYNC_FAILS, *mount], check=False)
     assert started.returncode == 0
     done = run_aiofs("umount", mountpoint)
     assert done.returncode == 1
@@ -312,7 +299,7 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.parametrize("flags", [[], ["--foreground"]])
 def test_a_server_that_fails_leaves_no_mount(images: Path, mountpoint: Path, flags: list[str]) -> None:
     """The control plane breaks down during the start: unmounted, status 1, and the user is told."""
-    words = ["mount", str(images), str(mountpoint), *flags]
+    words = ["mount", "--no-survive", str(images), str(mountpoint), *flags]
     done = subprocess.run(
         [sys.executable, "-c", HANDLER_FAILS, *words], capture_output=True, text=True, timeout=30, check=False
     )
@@ -363,10 +350,11 @@ def test_a_signal_during_the_start_leaves_no_mount(images: Path, mountpoint: Pat
 
 
 def test_nothing_of_a_server_is_left(mounted: Mounting, images: Path) -> None:
-    """No child process, and no descriptor of an image, when it runs idle."""
+    """No child process but the keeper's server, when it runs idle."""
     fs = mounted(images)
     (fs.path / "a.img").read_bytes()
-    assert Path(f"/proc/{fs.pid}/task/{fs.pid}/children").read_text() == ""
+    assert children(fs.pid) == [fs.server_pid]
+    assert children(fs.server_pid) == []
 
 
 def test_info_lists_the_mounts(mounted: Mounting, images: Path) -> None:

@@ -115,7 +115,7 @@ def test_two_mounts_do_not_write_one_image(mounted: Mounting, image: Path) -> No
     """The second is refused, and names the first's server; both go on with what is free."""
     first, second = mounted(image.parent), mounted(image.parent)
     with (first.path / "a.img").open("r+b", buffering=0) as held:
-        assert_refused(second, first.pid)
+        assert_refused(second, first.server_pid)
         assert held.write(b"first") == 5
     assert image.read_bytes()[:5] == b"first"
 

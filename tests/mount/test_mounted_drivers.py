@@ -35,7 +35,7 @@ def calls_of(
         (image_dir / "a.img").write_bytes(bytes(SIZE))
         cache = need_direct("none")
         fs = mounted(image_dir, "--aio", require_driver(driver), "--cache", cache, "--no-merge")
-        with held_open(fs.path / "a.img"), traced(fs.pid, CALLS, tmp_path / "strace.log") as calls:
+        with held_open(fs.path / "a.img"), traced(fs.server_pid, CALLS, tmp_path / "strace.log") as calls:
             load(fs.path / "a.img")
         return calls
 

@@ -16,6 +16,7 @@ import trio.testing
 from mounting import TIMEOUT_S, MountedFs, is_mounted, run_aiofs
 
 import aiofs
+from aiofs.service import Manager as ServiceManager
 from aiofs.service import Service
 
 Mounting = Callable[..., MountedFs]
@@ -85,7 +86,7 @@ def test_a_slow_end_asks_for_more_time(manager: Manager) -> None:
 
     async def sync_for_25_s() -> None:
         with trio.move_on_after(25):
-            await Service(manager.address).ask_for_time()
+            await Service(ServiceManager(manager.address).send).ask_for_time()
 
     trio.run(sync_for_25_s, clock=trio.testing.MockClock(autojump_threshold=0))
     assert manager.heard_all() == [{"EXTEND_TIMEOUT_USEC": "30000000"}] * 3

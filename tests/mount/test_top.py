@@ -132,11 +132,11 @@ def test_a_server_that_does_not_answer_ends_it(fs: MountedFs) -> None:
     """After a few seconds, instead of a screen that stands still."""
     with terminal(*top(fs)) as shown:
         shown.frame(lambda lines: len(images(lines)) == 3)
-        fs.signal(signal.SIGSTOP)
+        os.kill(fs.server_pid, signal.SIGSTOP)
         try:
             assert shown.end() == 1
         finally:
-            fs.signal(signal.SIGCONT)
+            os.kill(fs.server_pid, signal.SIGCONT)
         assert restored(shown)
         assert "does not answer" in shown.shown.split(LEFT)[1]
 

@@ -31,11 +31,14 @@ class Calls:
 
 
 @contextmanager
-def traced(pid: int, names: str, log: Path) -> Iterator[Calls]:
-    """The system calls `names` (as `strace -e trace=` takes them) of a process during the block."""
+def traced(pid: int, names: str, log: Path, *more: str) -> Iterator[Calls]:
+    """The system calls `names` (as `strace -e trace=` takes them) of a process during the block.
+
+    `more` words for strace, such as `-e inject=...`.
+    """
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed (apt-get install strace)")
-    command = ["strace", "-f", "-y", "-o", str(log), "-e", f"trace={names}", "-p", str(pid)]
+    command = ["strace", "-f", "-y", "-o", str(log), "-e", f"trace={names}", *more, "-p", str(pid)]
     strace = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     calls = Calls()
     try:

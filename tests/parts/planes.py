@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import weakref
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,11 @@ from pyfuse3 import ROOT_INODE, EntryAttributes, FUSEError
 
 from aiofs.choice import Drivers
 from aiofs.config import CacheMode
-from aiofs.dataplane import ImageSpec
+from aiofs.dataplane import COUNTERS_SIZE, ImageSpec
 from aiofs.evidence import Machine
 from aiofs.fs import Operations
 from aiofs.images import ImageTable
+from aiofs.ledger import Ledger
 from aiofs.nodes import ROOT, Node
 from aiofs.source import Source
 
@@ -80,8 +82,12 @@ def make_table(
     cache: CacheMode | None = None,
     read_only: bool = False,
     aio: str | None = "sync",
+    ledger: Ledger | None = None,
 ) -> ImageTable:
-    """An image table on `path`; close its `source`. `aio`: None decides for each image."""
+    """An image table on `path`; close its `source`. `aio`: None decides for each image.
+
+    `ledger`: of a server before this one.
+    """
     source = Source.open(path, read_only)
     return ImageTable(
         source=source,
@@ -89,7 +95,15 @@ def make_table(
         drivers=Drivers(aio, source, Machine.look()),
         cache=cache,
         read_only=read_only,
+        ledger=ledger or make_ledger(),
     )
+
+
+def make_ledger() -> Ledger:
+    """An empty one, whose descriptor lives as long as it does."""
+    ledger = Ledger.create(COUNTERS_SIZE)
+    weakref.finalize(ledger, os.close, ledger.fd)
+    return ledger
 
 
 def run(coroutine: Callable[[], Awaitable[Any]]) -> None:
@@ -106,7 +120,7 @@ def node_of(table: ImageTable, name: bytes = b"a.img", parent: int = ROOT) -> No
     """The node of a name, as a lookup makes it."""
     with table.nodes.directory(parent) as dir_fd:
         found = table.nodes.seen(parent, name, table.source.stat(dir_fd, name))
-    found.lookups += 1
+    table.nodes.looked_up(found)
     return found
 
 
@@ -148,7 +162,10 @@ class Mount:
 
     def __init__(self, path: Path, read_only: bool = False) -> None:
         self.plane = FakePlane()
-        self.table: ImageTable = make_table(path, self.plane, cache=CacheMode.WRITEBACK, read_only=read_only)
+        self.ledger = make_ledger()
+        self.table: ImageTable = make_table(
+            path, self.plane, cache=CacheMode.WRITEBACK, read_only=read_only, ledger=self.ledger
+        )
         self.invalidated: list[int] = []
         self.made = 0
         self.ops: Any = self.successor()
@@ -158,6 +175,7 @@ class Mount:
         return Operations(
             table=self.table,
             files={b"info.json": self.info, b"metrics": self.metrics},
+            ledger=self.ledger,
             invalidate_attributes=self.invalidated.append,
         )
 

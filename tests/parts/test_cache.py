@@ -74,7 +74,7 @@ def test_the_default_falls_back_to_writeback_and_says_so_once(
     with caplog.at_level(logging.INFO):
         run(scenario)
     table.source.close()
-    assert [record.getMessage() for record in caplog.records if record.name == "aiofs.images"] == [
+    assert [record.getMessage() for record in caplog.records if record.name == "aiofs.backing"] == [
         f"{tmpfs}: no O_DIRECT, using --cache writeback (tmpfs does not support it)"
     ]
 

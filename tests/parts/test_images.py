@@ -12,7 +12,8 @@ import trio.testing
 from planes import FakePlane, make_table, node_of, run
 
 from aiofs import locks
-from aiofs.images import ImageLocked, ImageTable
+from aiofs.backing import ImageLocked
+from aiofs.images import ImageTable
 
 
 def descriptors() -> int:
@@ -96,34 +97,20 @@ def test_an_open_during_the_last_release_finds_the_image_open_again(
     run(scenario)
 
 
-def test_an_fsync_error_is_handed_to_the_next_registration(table: ImageTable, plane: FakePlane) -> None:
-    """What unregister reports is sticky: the next registration of the image begins with it."""
+def test_an_fsync_error_ends_with_the_last_close(table: ImageTable, plane: FakePlane) -> None:
+    """Who opens the image after all have closed it begins anew, as with any file."""
     image = node_of(table)
-    plane.fsync_error = errno.EIO
-
-    async def scenario() -> None:
-        for _ in range(2):
-            await table.open(image, os.O_RDWR)
-            await table.release(image.ino)
-
-    run(scenario)
-    assert [spec.sticky_error for spec in plane.seen] == [0, errno.EIO]
-
-
-def test_an_fsync_error_is_not_passed_on_to_a_new_file_with_the_inode_number(
-    table: ImageTable, plane: FakePlane
-) -> None:
-    """Another generation is another file."""
-    image = node_of(table)
-    plane.fsync_error = errno.EIO
 
     async def scenario() -> None:
         await table.open(image, os.O_RDWR)
+        plane.seen[0].counters.memory.sticky_error = -errno.EIO
+        [told] = table.info()
+        assert told.sticky_error == errno.EIO
         await table.release(image.ino)
-        image.generation += 1
-        assert table._sticky_error(image) == 0
+        await table.open(image, os.O_RDWR)
 
     run(scenario)
+    assert [spec.sticky_error for spec in plane.seen] == [0, 0]
 
 
 def test_closing_all_syncs_and_closes_what_is_still_open(table: ImageTable, plane: FakePlane) -> None:

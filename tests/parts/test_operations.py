@@ -14,7 +14,7 @@ import pytest
 from planes import ME, Caller, Fields, Mount, refused, run
 from pyfuse3 import ROOT_INODE, EntryAttributes
 
-from aiofs import fs
+from aiofs import pagecache
 
 
 @pytest.fixture
@@ -364,11 +364,11 @@ def test_an_open_image_that_grew_underneath_shows_its_new_size(mount: Mount, ima
 
 def test_only_an_open_with_o_direct_bypasses_the_page_cache() -> None:
     """The policy of direct_io; kernels before 6.6 would leave old pages in the cache of others."""
-    assert fs.wants_direct_io(os.O_RDWR | os.O_DIRECT, "6.18.44-amd64")
-    assert fs.wants_direct_io(os.O_RDWR | os.O_DIRECT, "6.6.0")
-    assert not fs.wants_direct_io(os.O_RDWR | os.O_DIRECT, "6.1.0-28-amd64")
-    assert not fs.wants_direct_io(os.O_RDWR | os.O_DIRECT, "unknown")
-    assert not fs.wants_direct_io(os.O_RDWR, "6.18.44-amd64")
+    assert pagecache.wants_direct_io(os.O_RDWR | os.O_DIRECT, "6.18.44-amd64")
+    assert pagecache.wants_direct_io(os.O_RDWR | os.O_DIRECT, "6.6.0")
+    assert not pagecache.wants_direct_io(os.O_RDWR | os.O_DIRECT, "6.1.0-28-amd64")
+    assert not pagecache.wants_direct_io(os.O_RDWR | os.O_DIRECT, "unknown")
+    assert not pagecache.wants_direct_io(os.O_RDWR, "6.18.44-amd64")
 
 
 def test_flush_is_not_asked_for_again(mount: Mount) -> None:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from planes import FakePlane, node_of, run
+from planes import FakePlane, make_ledger, node_of, run
 
 from aiofs.images import ImageTable
 from aiofs.nodes import ROOT, Node
@@ -83,7 +83,7 @@ def test_a_closed_image_has_the_name_that_it_has_now(
     image = node_of(table)
     read_once(table, plane, image)
     (images / "a.img").rename(images / "b.img")
-    table.nodes.renamed((ROOT, b"a.img"), (ROOT, b"b.img"), image.ino, 1)
+    table.nodes.renamed((ROOT, b"a.img"), (ROOT, b"b.img"), image.ino)
     assert [told["path"] for told in table.closed()] == ["b.img"]
     table.nodes.removed(ROOT, b"b.img", image.ino)
     assert [told["path"] for told in table.closed()] == ["(deleted)"]
@@ -103,7 +103,7 @@ def test_the_last_name_stays_when_the_kernel_has_forgotten_the_file(
 
 def test_another_file_with_the_inode_number_begins_at_zero() -> None:
     """The generation tells them apart."""
-    tallies = Tallies()
+    tallies = Tallies(make_ledger())
     counters = tallies.take(Node(7, 1, ROOT, b"a", is_dir=False))
     counters.memory.requests_read = 1
     tallies.give_back(Node(7, 1, ROOT, b"a", is_dir=False), "a", "a", counters)
@@ -113,7 +113,7 @@ def test_another_file_with_the_inode_number_begins_at_zero() -> None:
 
 def test_the_tallies_have_a_limit() -> None:
     """What was closed longest ago is dropped."""
-    tallies = Tallies(limit=2)
+    tallies = Tallies(make_ledger(), limit=2)
     for ino in (5, 6, 7):
         node = Node(ino, 0, ROOT, b"%d" % ino, is_dir=False)
         counters = tallies.take(node)

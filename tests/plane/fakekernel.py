@@ -28,7 +28,7 @@ T = TypeVar("T")
 LOOKUP, FORGET, GETATTR, OPEN, READ, WRITE, FSYNC, INIT, INTERRUPT, CREATE, BATCH_FORGET = (
     1, 2, 3, 14, 15, 16, 20, 26, 36, 35, 42,
 )  # fmt: skip
-FALLOCATE, LSEEK = 43, 46
+RELEASE, FALLOCATE, LSEEK = 18, 43, 46
 
 HEADER = struct.Struct("<IIQQIIIHH")  # fuse_in_header
 OUT_HEADER = struct.Struct("<IiQ")  # fuse_out_header
@@ -51,10 +51,14 @@ PATIENCE_S = 20.0
 class FakeKernel:
     """A data plane with a test at each of its ends."""
 
-    def __init__(self, *, queue_depth: int = 32, merge: bool = True, look_us: int = 0) -> None:
+    def __init__(
+        self, *, queue_depth: int = 32, merge: bool = True, look_us: int = 0, predecessor_init: bytes = b""
+    ) -> None:
         self.fuse, fuse_end = _pair()
         self.control_plane, forward_end = _pair()
         self._ends = (fuse_end, forward_end)
+        self.answered = bytearray(8)
+        """A word: answers to the kernel."""
         self.plane = DataPlane(
             fuse_end.fileno(),
             forward_end.fileno(),
@@ -62,6 +66,8 @@ class FakeKernel:
             merge=merge,
             max_images=64,
             look_us=look_us,
+            answered=(self.answered, 0),
+            predecessor_init=predecessor_init,
         )
         self.unique = 2
         self._replies: dict[int, tuple[int, bytes]] = {}
@@ -97,6 +103,13 @@ class FakeKernel:
 
         result = trio.run(main)
         return result.unwrap()
+
+    def wait_for_submits(self, count: int) -> None:
+        """Return when the fault driver has been given so many ios in all."""
+        deadline = time.monotonic() + PATIENCE_S
+        while len(submitted()) < count:
+            assert time.monotonic() < deadline, f"the driver was given {submitted()}"
+            time.sleep(0.001)
 
     def register(
         self,
@@ -138,6 +151,11 @@ class FakeKernel:
         for fd in self._registered.pop(node):
             os.close(fd)
         return result
+
+    def opens(self, node: int = 10) -> int:
+        """How often the kernel has been told that `node` is open."""
+        opens: int = self._counters[node].memory.opens
+        return opens
 
     def counters(self, node: int = 10) -> dict[str, Any]:
         """What was counted of the image that is, or was last, registered as `node`."""
@@ -280,6 +298,18 @@ class FakeKernel:
 
 
 # -- the fault driver's script --
+
+
+def at_control_plane(kernel: FakeKernel) -> bytes:
+    """The next message that reaches the control plane."""
+    if not select.select([kernel.control_plane], [], [], PATIENCE_S)[0]:
+        raise AssertionError("nothing was forwarded")
+    return kernel.control_plane.recv(2 << 20)
+
+
+def answer(kernel: FakeKernel, unique: int, body: bytes = b"", error: int = 0) -> None:
+    """Answer as the control plane."""
+    kernel.control_plane.send(OUT_HEADER.pack(OUT_HEADER.size + len(body), error, unique) + body)
 
 
 def hold() -> None:

@@ -27,6 +27,8 @@ from fakekernel import (
     WRITE,
     WRITE_IN,
     FakeKernel,
+    answer,
+    at_control_plane,
     hold,
     release,
     submitted,
@@ -39,18 +41,6 @@ ASYNC_READ, WRITEBACK_CACHE, AUTO_INVAL, ASYNC_DIO, MAX_PAGES, INIT_EXT = (
 )  # fmt: skip
 HAS_RESEND = 1 << (39 - 32)
 FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_PARALLEL_DIRECT_WRITES = 1, 2, 64
-
-
-def at_control_plane(kernel: FakeKernel) -> bytes:
-    """The next message that reaches the control plane."""
-    if not select.select([kernel.control_plane], [], [], PATIENCE_S)[0]:
-        raise AssertionError("nothing was forwarded")
-    return kernel.control_plane.recv(2 << 20)
-
-
-def answer(kernel: FakeKernel, unique: int, body: bytes = b"", error: int = 0) -> None:
-    """Answer as the control plane."""
-    kernel.control_plane.send(OUT_HEADER.pack(OUT_HEADER.size + len(body), error, unique) + body)
 
 
 def test_other_messages_go_up_whole_and_their_answers_come_back(kernel: FakeKernel) -> None:
@@ -349,8 +339,17 @@ def test_a_resize_waits_for_all_before_it_and_holds_back_all_after_it(
     """TRUNCATE is a barrier: no WRITE in flight can land behind the new end."""
     kernel.register(image)
     size = image.stat().st_size
+    hold()
     write = kernel.send_write(size - 4096, b"x" * 4096)
-    kernel.command(lambda: kernel.plane.truncate(10, 5000))
+    kernel.wait_for_submits(1)  # commands come another way, and could overtake it
+
+    async def resize() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(kernel.plane.truncate, 10, 5000)
+            await trio.testing.wait_all_tasks_blocked()
+            release()
+
+    kernel.command(resize)
     assert kernel.reply(write)[0] == 0
     assert image.stat().st_size == 5000
     assert [op for op, _, _ in submitted()] == ["write", "truncate"]

@@ -17,6 +17,7 @@ def reading(clock_s: float, *images: dict[str, Any], closed: Any = (), **plane: 
     return {
         "pid": 7,
         "start_ticks": 70,
+        "restarts": 0,
         "clock_s": clock_s,
         "plane": {**PLANE, **plane},
         "latency_limits_ns": LATENCY_LIMITS_NS,
@@ -134,3 +135,4 @@ def test_another_server_is_noticed() -> None:
     """By pid and start."""
     assert same_server(reading(0.0), reading(1.0))
     assert not same_server(reading(0.0), {**reading(1.0), "start_ticks": 71})
+    assert not same_server(reading(0.0), {**reading(1.0), "restarts": 1})

@@ -1,0 +1,372 @@
+"""The keeper: the process that holds a mount while its servers come and go.
+
+It holds what ends with the last process that has it open: the /dev/fuse descriptor, without which the mount
+is gone, and the ledger. A server that dies, or is replaced (`aiofs restart`), leaves requests unanswered in
+the kernel; the next one gets both descriptors, restores what the ledger says, and has the kernel send the
+requests again. Whoever uses the mount waits meanwhile, and sees no error.
+
+A server says `ended` before it ends for good: because the mount has ended, or cannot begin. One that ends
+without is replaced, unless several in a row (FAILURES) did not answer a single request: then the mount is
+given up, so that its users get errors instead of waiting for ever.
+
+Small, and bound to stay alive: it never touches the mount or an image, and imports nothing of the server's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import ledger, logs, outcome
+from .background import Report
+from .channel import Channel, Message
+from .config import MountConfig
+from .errors import AiofsError, BadInput
+from .service import Manager
+
+log = logging.getLogger(__name__)
+
+FAILURES = 5
+"""Servers in a row that end without having answered anything: the mount is given up."""
+_PAUSE_S = 0.1
+"""Before a server is started after one that answered nothing; doubled each time."""
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is run as a server."""
+
+    python: str = sys.executable
+    path: str = str(Path(__file__).parent.parent)
+    """Where its aiofs is imported from."""
+
+    def start(self, channel_fd: int) -> subprocess.Popen[bytes]:
+        """Start a server with its end of the channel, in its own process group: Ctrl-C is the keeper's."""
+        paths = [self.path, *filter(None, [os.environ.get("PYTHONPATH")])]
+        return subprocess.Popen(
+            [self.python, "-P", "-m", "aiofs.serve", str(channel_fd)],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[channel_fd],
+            process_group=0,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        )
+
+
+@dataclass
+class _Server:
+    """A server process, as its keeper knows it."""
+
+    program: Program
+    config: MountConfig
+    process: subprocess.Popen[bytes]
+    channel: Channel
+    pidfd: int
+    prepared: bool = False
+    serving: bool = False
+    answered_before: int = 0
+    ended: int | None = None
+    """The exit status of the mount, said before the process ends for good."""
+    failed: Message | None = None
+
+    def close(self) -> None:
+        self.channel.close()
+        os.close(self.pidfd)
+
+
+@dataclass
+class _Restart:
+    """A planned restart: who asked for it, and the server that stands by."""
+
+    client: Channel
+    standby: _Server
+
+
+@dataclass
+class Keeper:
+    """One mount's keeper. `run` is the whole of its life."""
+
+    config: MountConfig
+    report: Report | None
+    """Where a command waits in the foreground for the mount to be ready; None: the keeper is that command."""
+    program: Program = field(default_factory=Program)
+
+    def __post_init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._manager = Manager.of_environment() if self.config.foreground else Manager()
+        self._outcome = outcome.Outcome()
+        self._server: _Server | None = None
+        self._restart: _Restart | None = None
+        self._held: list[int] = []
+        """/dev/fuse and the ledger, as soon as there is a mount."""
+        self._mount: dict[str, Any] = {}
+        self._started = time.time()
+        self._restarts = 0
+        self._failures = 0
+        self._start_at: float | None = None
+        """When the next server is to be started, on the monotonic clock."""
+        self._ready = False
+        """The mount has answered."""
+        self._stopping = False
+        self._address = f"aiofs-{os.getpid()}-{os.urandom(8).hex()}"
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._status: int | None = None
+
+    def run(self) -> int:
+        """Keep the mount until it ends; its exit status. AiofsError: it never was, or is given up."""
+        self._listener.bind("\0" + self._address)
+        self._listener.listen(4)
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        wakeup, wake = socket.socketpair()
+        for end in (wakeup, wake):
+            end.setblocking(False)
+        self._selector.register(wakeup, selectors.EVENT_READ, lambda: self._stop(wakeup))
+        before = {number: signal.signal(number, lambda *_: None) for number in _STOP_SIGNALS}
+        signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+        try:
+            self._server = self._start(self.program, self.config, "first")
+            while self._status is None:
+                for key, _ in self._selector.select(self._timeout()):
+                    if key.fd in self._selector.get_map():
+                        key.data()
+                if self._start_at is not None and time.monotonic() >= self._start_at:
+                    self._start_at = None
+                    self._server = self._start(self.program, self.config, "successor")
+            return self._status
+        finally:
+            signal.set_wakeup_fd(-1)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            for fd in self._held:
+                os.close(fd)
+            self._listener.close()
+
+    def _timeout(self) -> float | None:
+        return None if self._start_at is None else max(self._start_at - time.monotonic(), 0)
+
+    # -- servers --
+
+    def _start(self, program: Program, config: MountConfig, role: str) -> _Server:
+        ours, theirs = Channel.pair()
+        os.set_inheritable(theirs.fileno(), True)
+        process = program.start(theirs.fileno())
+        theirs.close()
+        server = _Server(program, config, process, ours, os.pidfd_open(process.pid))
+        order = {
+            "role": role,
+            "config": config.to_words(),
+            "mount": self._mount,
+            "keeper": {"pid": os.getpid(), "address": self._address, "outcome_fd": self._outcome.fd},
+            "started": self._started,
+            "restarts": self._restarts,
+            "service": bool(self._manager.address),
+            "report": self.report is not None,
+        }
+        with contextlib.suppress(OSError):  # it died at once: its end is seen
+            server.channel.send(order, [self._outcome.fd, *self._held])
+        self._selector.register(server.channel, selectors.EVENT_READ, lambda: self._hear(server))
+        self._selector.register(server.pidfd, selectors.EVENT_READ, lambda: self._bury(server))
+        return server
+
+    def _hear(self, server: _Server) -> bool:
+        """Take one message of a server; False: it has closed its end."""
+        received = server.channel.receive()
+        if received is None:
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(server.channel)
+            return False
+        message, fds = received
+        match message.pop("is"):
+            case "mounted":
+                self._mount, self._held = message["mount"], fds
+            case "say":
+                if self.report is not None:
+                    self.report.say(message["text"])
+            case "failed":
+                server.failed = message
+            case "prepared":
+                server.prepared = True
+                self._hand_over()
+            case "serving":
+                self._serves(server)
+            case "ended":
+                server.ended = message["status"]
+            case "notify":
+                self._manager.send(*message["lines"])
+        return True
+
+    def _serves(self, server: _Server) -> None:
+        server.serving = True
+        server.answered_before = self._answered()
+        self.program, self.config = server.program, server.config
+        if not self._ready:
+            self._ready = True
+            if self.report is not None:
+                self.report.ready()
+        if self._restart is not None and self._restart.standby is server:
+            self._tell_client({"is": "done", "restarts": self._restarts})
+        if self._stopping:
+            server.process.send_signal(signal.SIGTERM)
+
+    def _answered(self) -> int:
+        return ledger.answered(self._held[1])
+
+    def _bury(self, server: _Server) -> None:
+        """A server has ended: is that the end of the mount, or is there to be another one?"""
+        while select.select([server.channel], [], [], 0)[0] and self._hear(server):
+            pass
+        self._selector.unregister(server.pidfd)
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(server.channel)
+        status = server.process.wait()
+        server.close()
+        standby = self._restart.standby if self._restart is not None else None
+        if server is standby and server is not self._server:
+            self._tell_client({"is": "failed", **(server.failed or _death(status))})
+            return
+        self._server = None
+        if server.ended is not None:
+            self._status = server.ended
+        elif not self._ready:
+            self._end_unmounted(server, status)
+        elif standby is not None and standby is not server and standby.prepared:
+            self._restarts += 1
+            self._server = standby
+            with contextlib.suppress(OSError):
+                standby.channel.send({"is": "take_over", "restarts": self._restarts})
+        else:
+            self._replace(server, status)
+
+    def _end_unmounted(self, server: _Server, status: int) -> None:
+        """There is no mount, or one that has never answered: what the server says of it is all there is."""
+        if self._held:
+            self._give_up_mount()
+        failed = server.failed or _death(status)
+        raise _error(failed)
+
+    def _replace(self, server: _Server, status: int) -> None:
+        """A server died. Another one is started; not when several did, and answered nothing."""
+        if self._restart is not None and self._restart.standby is not server:
+            self._restart.standby.process.terminate()
+        progress = server.serving and self._answered() != server.answered_before
+        self._failures = 0 if progress else self._failures + 1
+        how = server.failed["text"] if server.failed else _death(status)["text"]
+        if self._failures >= FAILURES:
+            self._give_up_mount()
+            raise AiofsError(
+                f"{FAILURES} servers in a row ended without having answered anything, the last one: {how}; "
+                f"{self.config.mountpoint} is given up, who uses it gets errors"
+            )
+        self._restarts += 1
+        pause = _PAUSE_S * 2 ** (self._failures - 1) if self._failures else 0.0
+        self._start_at = time.monotonic() + pause
+        log.error("the server of %s died (%s); starting another one", self.config.mountpoint, how)
+        if self._restart is not None and self._restart.standby is server:
+            self._tell_client({"is": "failed", "text": f"the new server died ({how})", "status": 1})
+
+    def _give_up_mount(self) -> None:
+        """Abort, so that nobody waits for an answer; then take the mount away."""
+        from . import fusermount
+
+        device = int(self._mount["device"])
+        with contextlib.suppress(OSError):
+            Path(f"/sys/fs/fuse/connections/{os.minor(device)}/abort").write_text("1")
+        for fd in self._held:
+            os.close(fd)  # the last one: where the abort is not permitted, this has the same effect
+        self._held = []
+        try:
+            fusermount.unmount(Path(self._mount["mountpoint"]), lazy=True)
+        except AiofsError as error:
+            log.error("%s", error)
+
+    # -- from outside --
+
+    def _stop(self, wakeup: socket.socket) -> None:
+        """A signal that asks for the end: it is the server that unmounts."""
+        with contextlib.suppress(BlockingIOError):
+            while wakeup.recv(64):
+                pass
+        self._stopping = True
+        if self._server is not None:
+            self._server.process.send_signal(signal.SIGTERM)
+
+    def _accept(self) -> None:
+        """Somebody wants a restart."""
+        connection, _ = self._listener.accept()
+        client = Channel(connection)
+        if _peer_uid(connection) in (0, os.getuid()):
+            self._selector.register(client, selectors.EVENT_READ, lambda: self._begin_restart(client))
+        else:
+            self._refuse(client, "only root and the one who mounted it can restart it")
+
+    def _refuse(self, client: Channel, why: str) -> None:
+        with contextlib.suppress(OSError):
+            client.send({"is": "failed", "text": why, "status": 1})
+        client.close()
+
+    def _begin_restart(self, client: Channel) -> None:
+        """Start the next server beside the one that serves; it says `prepared`, or why it cannot serve."""
+        self._selector.unregister(client)
+        try:
+            asked, fds = client.receive() or ({}, [])
+            for fd in fds:
+                os.close(fd)
+            if self._restart is not None or self._stopping or not (self._server and self._server.serving):
+                self._refuse(client, "it is being restarted, or ended, already")
+                return
+            config = self.config.changed(asked["settings"])
+            program = Program(str(asked["python"]), str(asked["path"]))
+            standby = self._start(program, config, "standby")
+        except (AiofsError, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+            self._refuse(client, f"cannot restart: {error!r}")  # what came is no request of ours
+            return
+        self._restart = _Restart(client, standby)
+
+    def _hand_over(self) -> None:
+        """The next server stands by: the one that serves finishes what it has begun, and ends."""
+        if self._server is None or self._restart is None:
+            return
+        log.info("restarting the server of %s", self.config.mountpoint)
+        with contextlib.suppress(OSError):
+            self._server.channel.send({"is": "hand_over"})
+
+    def _tell_client(self, message: Message) -> None:
+        assert self._restart is not None
+        with contextlib.suppress(OSError):
+            self._restart.client.send(message)
+        self._restart.client.close()
+        self._restart = None
+
+
+def keep(config: MountConfig, report: Report | None) -> int:
+    """Mount as asked, and keep the mount; the exit status. AiofsError."""
+    logs.start(config.log_level, config.log_file, foreground=config.foreground)
+    return Keeper(config, report).run()
+
+
+def _death(status: int) -> Message:
+    if status < 0:
+        return {"text": f"killed by {signal.Signals(-status).name}", "status": 1}
+    return {"text": f"it ended with status {status}", "status": status or 1}
+
+
+def _error(failed: Message) -> AiofsError:
+    kind = BadInput if failed["status"] == BadInput.exit_status else AiofsError
+    return kind(failed["text"])
+
+
+def _peer_uid(connection: socket.socket) -> int:
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int.from_bytes(credentials[4:8], sys.byteorder)

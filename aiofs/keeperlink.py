@@ -1,0 +1,94 @@
+"""A server's side of the channel to its keeper: what it reports, and what it is told."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from .channel import Channel, Message
+from .errors import AiofsError
+from .mounttable import Mount
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a keeper wants of a server."""
+
+    role: str
+    """`first` makes the mount, `successor` takes it over, `standby` as well, when it is told to."""
+    config: dict[str, str | bool]
+    mount: dict[str, Any]
+    keeper: dict[str, Any]
+    """pid, address (an abstract socket that takes requests for a restart), outcome_fd (in that process)."""
+    started: float
+    """When the mount began, in seconds since 1970."""
+    restarts: int
+    """Servers before this one."""
+    service: bool
+    """There is a service manager to tell."""
+    report: bool
+    """Somebody waits at a terminal to be told of warnings."""
+
+
+class KeeperLink:
+    """The channel of one server."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        received = channel.receive()
+        if received is None:
+            raise AiofsError("the keeper has gone")
+        message, self.fds = received
+        self.order = Order(**message)
+        """The first message."""
+        self.restarts = self.order.restarts
+        self.gone = False
+        """The keeper has died: there will be no other server."""
+
+    def say(self, text: str) -> None:
+        """A line for who waits at a terminal."""
+        self._send({"is": "say", "text": text})
+
+    def notify(self, *lines: str) -> None:
+        """NAME=value lines for the service manager."""
+        self._send({"is": "notify", "lines": lines})
+
+    def mounted(self, mount: Mount, fuse_fd: int, ledger_fd: int) -> None:
+        """There is a mount: the keeper holds its descriptors from now on."""
+        told = {"device": mount.device, "mount_id": mount.mount_id, "mountpoint": str(mount.mountpoint)}
+        self._send({"is": "mounted", "mount": told}, [fuse_fd, ledger_fd])
+
+    def prepared(self) -> None:
+        """This standby could serve; returns when it is to do so, or the keeper has gone (AiofsError)."""
+        self._send({"is": "prepared"})
+        received = self._channel.receive()
+        if received is None:
+            raise AiofsError("the keeper has gone")
+        self.restarts = int(received[0]["restarts"])
+
+    def serving(self) -> None:
+        """The mount answers."""
+        self._send({"is": "serving"})
+
+    def failed(self, error: AiofsError) -> None:
+        """This server ends because of `error`."""
+        self._send({"is": "failed", "text": str(error), "status": error.exit_status})
+
+    def ended(self, status: int) -> None:
+        """The mount has ended with this status: no server is to follow."""
+        self._send({"is": "ended", "status": status})
+
+    async def told_to_hand_over(self) -> bool:
+        """Returns True when another server stands by to take over; False when the keeper has died."""
+        await trio.lowlevel.wait_readable(self._channel.fileno())
+        if self._channel.receive() is not None:
+            return True
+        self.gone = True
+        return False
+
+    def _send(self, message: Message, fds: list[int] | None = None) -> None:
+        with suppress(OSError):  # the keeper has died; `told_to_hand_over` sees it
+            self._channel.send(message, fds or [])

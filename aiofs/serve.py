@@ -1,0 +1,78 @@
+"""The program of a server that a keeper has started: `python -m aiofs.serve FD`, not for people.
+
+Its orders come over the channel FD: to mount, or to take over a mount from a server that has died or will
+be replaced.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from . import logs, mount, mounttable
+from .channel import Channel
+from .config import MountConfig
+from .dataplane import COUNTERS_SIZE
+from .errors import AiofsError
+from .keeperlink import KeeperLink
+from .ledger import Ledger
+from .mounttable import Mount
+from .outcome import Outcome
+from .server import Assignment
+from .service import Service
+
+log = logging.getLogger(__name__)
+
+
+def main(channel_fd: int) -> int:
+    """Serve as ordered; the exit status of this process."""
+    Path("/proc/self/comm").write_text("aiofs")  # not `python`, for ps(1) and for who names a lock's holder
+    link = KeeperLink(Channel.of(channel_fd))
+    os.set_inheritable(channel_fd, False)
+    try:
+        return _obey(link)
+    except AiofsError as error:
+        link.failed(error)
+        if link.order.role != "first":  # the keeper says it for the first one
+            log.error("%s", error)
+        return error.exit_status
+    except BaseException as error:
+        link.failed(AiofsError(f"internal error: {error!r}; please report it, with what --foreground says"))
+        log.exception("internal error; please report this")
+        return 1
+
+
+def _obey(link: KeeperLink) -> int:
+    order = link.order
+    config = MountConfig.from_words(order.config)
+    logs.start(config.log_level, config.log_file, foreground=config.foreground)
+    if order.report and order.role == "first":
+        logs.collect(link.say)
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+    service = Service(link.notify if order.service else None)
+    assignment = Assignment(config, Outcome(link.fds[0]), service, link)
+    if order.role == "first":
+        return mount.serve(assignment, link.serving)
+    fuse_fd, ledger_fd = link.fds[1:]
+    return mount.take_over(assignment, link, _mount(link), fuse_fd, Ledger(ledger_fd, COUNTERS_SIZE))
+
+
+def _mount(link: KeeperLink) -> Mount:
+    """The mount that the keeper holds, as it was when it was made."""
+    told = link.order.mount
+    return Mount(
+        mount_id=told["mount_id"],
+        parent_id=0,
+        device=told["device"],
+        mountpoint=Path(told["mountpoint"]),
+        options=frozenset(),
+        fstype=mounttable.FSTYPE,
+        source="",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))
