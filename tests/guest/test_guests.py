@@ -8,8 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from killing import killed_meanwhile
 from machine import Guest, drive
 from mounting import MountedFs
+
+from aiofs import survival
 
 MIB = 1 << 20
 SIZE = 64 * MIB
@@ -89,6 +92,33 @@ def test_a_killed_guest_comes_back(mounted: Mounting, boot: Boot, image_dir: Pat
     guest.kill()
     replay = "e2fsck -p /dev/vda1 || [ $? = 1 ]\n"
     assert "/mnt/kept: OK" in boot(f"{replay}{CHECK}{LEAVE}", drive(path)).finish()
+
+
+VERIFIED = """
+for round in 1 2 3 4 5 6 7 8; do
+    dd if=/dev/urandom of=/mnt/r$round bs=64k count=40 2>/dev/null
+    sha256sum /mnt/r$round >>/mnt/sums
+    sync
+    echo 3 >/proc/sys/vm/drop_caches
+    (cd / && sha256sum -c /mnt/sums) || echo guest: LOST
+    rm /mnt/removed 2>/dev/null && sed -i /removed/d /mnt/sums
+done
+dmesg | grep -i "error" && echo guest: ERRORS
+"""
+
+
+def test_a_guest_outlives_its_servers(mounted: Mounting, boot: Boot, image_dir: Path) -> None:
+    """It writes and verifies while ten servers are killed: no I/O error, nothing lost, its file system clean."""
+    if survival.why_not(os.uname().release):
+        pytest.skip(survival.why_not(os.uname().release))
+    new_image(image_dir, "g.img")
+    fs = mounted(image_dir)
+    guest = boot(f"{INSTALL}echo guest: writing\n{VERIFIED}{LEAVE}", drive(fs.path / "g.img"))
+    guest.wait_for("guest: writing")
+    with killed_meanwhile(fs, at_least=10):
+        console = guest.finish()
+    assert console.count("/mnt/r1: OK") == 8
+    assert not [line for line in console if "guest: LOST" in line or "guest: ERRORS" in line], console
 
 
 def test_a_disk_of_a_guest_is_locked(mounted: Mounting, boot: Boot, image_dir: Path) -> None:
