@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY, errno.EBUSY)
 """What opening for writing may say where opening for reading still works."""
 FENCE_LOOK_S = 0.002
+CLAIM_S = 60.0
+"""How long a block device may stay claimed: by the dead server, or by somebody who was quicker."""
 FENCE_WARN_S = 5.0
 """After so long, and then as often, a word about what is being waited for."""
 
@@ -196,6 +198,17 @@ class Opener:
         if what not in self._said:
             self._said.add(what)
             log.log(level, "%s", f"{where} ({what})" if where else what)
+
+    async def open_again(self, node: Node, write: bool) -> OpenImage:
+        """As `open`; a block device that the dead server's last I/O still claims is waited for."""
+        patience = trio.current_time() + CLAIM_S
+        while True:
+            try:
+                return await self.open(node, write)
+            except OSError as error:
+                if error.errno != errno.EBUSY or trio.current_time() > patience:
+                    raise
+            await trio.sleep(FENCE_LOOK_S)
 
     async def fence(self, image: OpenImage) -> None:
         """Wait until nothing of the dead server is in flight to the image.

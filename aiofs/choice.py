@@ -14,6 +14,7 @@ from .errors import reason
 from .evidence import ImageEvidence, Machine, Surroundings
 from .select import Decision, Direct, decide, named
 from .source import Source
+from .trial import Queues
 
 log = logging.getLogger(__name__)
 
@@ -56,15 +57,17 @@ class Drivers:
 
     def _decide(self, fd: int, direct: Direct, read_only: bool) -> Decision:
         st = os.fstat(fd)
-        evidence = ImageEvidence(
-            surroundings=self._surroundings,
-            fd=fd,
-            direct=direct,
-            size=st.st_size,
-            allocated=st.st_blocks * 512,
-            read_only=read_only,
-        )
-        return decide(evidence)
+        with Queues() as queues:
+            evidence = ImageEvidence(
+                surroundings=self._surroundings,
+                queues=queues,
+                fd=fd,
+                direct=direct,
+                size=st.st_size,
+                allocated=st.st_blocks * 512,
+                read_only=read_only,
+            )
+            return decide(evidence)
 
     def _refuse(self, decision: Decision, error: OSError) -> None:
         """Go on without this driver, and say so once: it is not asked again."""

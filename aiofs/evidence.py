@@ -18,6 +18,7 @@ from .dataplane import DriverStatus, drivers, system
 from .select import Blocking, Direct
 from .source import Source
 from .storage import Storage
+from .trial import Queues
 
 _FS_IOC_GETFLAGS = 0x80086601
 _FS_NOCOW_FL = 0x00800000
@@ -65,13 +66,13 @@ class Surroundings:
         """Those of a source that is open."""
         return cls(source, machine, source.storage())
 
-    def blocking(self, growing: bool) -> Blocking:
+    def blocking(self, queues: Queues, growing: bool) -> Blocking:
         """How direct writes go here that fill holes, or make a file longer; each tried once."""
         if growing not in self._blocking:
-            self._blocking[growing] = self._try_blocking(growing)
+            self._blocking[growing] = self._try_blocking(queues, growing)
         return self._blocking[growing]
 
-    def _try_blocking(self, growing: bool) -> Blocking:
+    def _try_blocking(self, queues: Queues, growing: bool) -> Blocking:
         looked_at = "no live probe"
         if self.source.read_only:
             return Blocking(looked_at, None, "nothing may be written")
@@ -83,7 +84,7 @@ class Surroundings:
                 looked_at, None, f"no temporary file beside it ({os.strerror(error.errno or errno.EIO)})"
             )
         try:
-            return trial.blocking(fd, growing)
+            return trial.blocking(queues, fd, growing)
         except OSError as error:
             return Blocking(
                 looked_at, None, f"a temporary file beside it: {os.strerror(error.errno or errno.EIO)}"
@@ -97,6 +98,8 @@ class ImageEvidence:
     """One image that is open; satisfies select.Evidence."""
 
     surroundings: Surroundings
+    queues: Queues
+    """To try drivers with."""
     fd: int
     """Opened as it will be served."""
     direct: Direct
@@ -139,7 +142,7 @@ class ImageEvidence:
 
     def trial_read(self, driver: str) -> str:
         """As trial.read."""
-        return trial.read(driver, self.fd)
+        return trial.read(self.queues, driver, self.fd)
 
     def takes_nowait(self) -> bool:
         """As trial.takes_nowait."""
@@ -147,4 +150,4 @@ class ImageEvidence:
 
     def blocking(self) -> Blocking:
         """As trial.blocking, on a temporary file of the same file system; an empty image will grow."""
-        return self.surroundings.blocking(growing=self.size == 0)
+        return self.surroundings.blocking(self.queues, growing=self.size == 0)

@@ -235,7 +235,7 @@ class ImageTable:
                 )
 
     async def _restore(self, node: Node, write: bool, counters: ImageCounters) -> None:
-        image = await self._opener.open(node, write)
+        image = await self._opener.open_again(node, write)
         try:
             if write:
                 await self._opener.fence(image)

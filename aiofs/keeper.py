@@ -32,7 +32,7 @@ from . import ledger, logs, outcome
 from .background import Report
 from .channel import Channel, Message
 from .config import MountConfig
-from .errors import AiofsError, BadInput
+from .errors import AiofsError, BadInput, reason
 from .service import Manager
 
 log = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ class Keeper:
                         key.data()
                 if self._start_at is not None and time.monotonic() >= self._start_at:
                     self._start_at = None
-                    self._server = self._start(self.program, self.config, "successor")
+                    self._start_successor()
             return self._status
         finally:
             signal.set_wakeup_fd(-1)
@@ -179,6 +179,12 @@ class Keeper:
         self._selector.register(server.channel, selectors.EVENT_READ, lambda: self._hear(server))
         self._selector.register(server.pidfd, selectors.EVENT_READ, lambda: self._bury(server))
         return server
+
+    def _start_successor(self) -> None:
+        try:
+            self._server = self._start(self.program, self.config, "successor")
+        except OSError as error:  # no process to be had, at the moment
+            self._failed(reason(error))
 
     def _hear(self, server: _Server) -> bool:
         """Take one message of a server; False: it has closed its end."""
@@ -260,21 +266,27 @@ class Keeper:
         """A server died. Another one is started; not when several did, and answered nothing."""
         if self._restart is not None and self._restart.standby is not server:
             self._restart.standby.process.terminate()
-        progress = server.serving and self._answered() != server.answered_before
-        self._failures = 0 if progress else self._failures + 1
         how = server.failed["text"] if server.failed else _death(status)["text"]
+        log.error("the server of %s died (%s); starting another one", self.config.mountpoint, how)
+        if self._restart is not None and self._restart.standby is server:
+            self._tell_client({"is": "failed", "text": f"the new server died ({how})", "status": 1})
+        self._restarts += 1
+        if server.serving and self._answered() != server.answered_before:
+            self._failures = 0
+            self._start_at = time.monotonic()
+        else:
+            self._failed(how)
+
+    def _failed(self, how: str) -> None:
+        """One more server that answered nothing: try again a little later, or give up."""
+        self._failures += 1
         if self._failures >= FAILURES:
             self._give_up_mount()
             raise AiofsError(
                 f"{FAILURES} servers in a row ended without having answered anything, the last one: {how}; "
                 f"{self.config.mountpoint} is given up, who uses it gets errors"
             )
-        self._restarts += 1
-        pause = _PAUSE_S * 2 ** (self._failures - 1) if self._failures else 0.0
-        self._start_at = time.monotonic() + pause
-        log.error("the server of %s died (%s); starting another one", self.config.mountpoint, how)
-        if self._restart is not None and self._restart.standby is server:
-            self._tell_client({"is": "failed", "text": f"the new server died ({how})", "status": 1})
+        self._start_at = time.monotonic() + _PAUSE_S * 2 ** (self._failures - 1)
 
     def _give_up_mount(self) -> None:
         """Abort, so that nobody waits for an answer; then take the mount away."""
@@ -336,8 +348,8 @@ class Keeper:
 
     def _hand_over(self) -> None:
         """The next server stands by: the one that serves finishes what it has begun, and ends."""
-        if self._server is None or self._restart is None:
-            return
+        if self._server is None or not self._server.serving or self._restart is None:
+            return  # the old one has died meanwhile; so will the new one, and its client hear of it
         log.info("restarting the server of %s", self.config.mountpoint)
         with contextlib.suppress(OSError):
             self._server.channel.send({"is": "hand_over"})

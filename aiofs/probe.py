@@ -15,6 +15,7 @@ from .errors import AiofsError, BadInput, reason
 from .evidence import ImageEvidence, Machine, Surroundings
 from .select import Decision, Direct, decide
 from .source import Kind, Source
+from .trial import Queues
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,17 @@ def _probe(source: Source, cache: CacheMode | None, machine: Machine) -> Probed:
         wanted = CacheMode.WRITEBACK
     try:
         st = os.fstat(fd)
-        evidence = ImageEvidence(
-            surroundings=Surroundings.of(source, machine),
-            fd=fd,
-            direct=direct,
-            size=st.st_size,
-            allocated=st.st_blocks * 512,
-            read_only=False,
-        )
-        return Probed(source.path, source.kind, wanted, decide(evidence))
+        with Queues() as queues:
+            evidence = ImageEvidence(
+                surroundings=Surroundings.of(source, machine),
+                queues=queues,
+                fd=fd,
+                direct=direct,
+                size=st.st_size,
+                allocated=st.st_blocks * 512,
+                read_only=False,
+            )
+            return Probed(source.path, source.kind, wanted, decide(evidence))
     finally:
         os.close(fd)
 

@@ -95,7 +95,7 @@ def test_a_killed_guest_comes_back(mounted: Mounting, boot: Boot, image_dir: Pat
 
 
 VERIFIED = """
-for round in 1 2 3 4 5 6 7 8; do
+for round in 1 2 3 4 5; do
     dd if=/dev/urandom of=/mnt/r$round bs=64k count=40 2>/dev/null
     sha256sum /mnt/r$round >>/mnt/sums
     sync
@@ -108,7 +108,7 @@ dmesg | grep -i "error" && echo guest: ERRORS
 
 
 def test_a_guest_outlives_its_servers(mounted: Mounting, boot: Boot, image_dir: Path) -> None:
-    """It writes and verifies while ten servers are killed: no I/O error, nothing lost, its file system clean."""
+    """It writes and verifies while ten servers are killed: no I/O error, nothing lost, nothing to repair."""
     if survival.why_not(os.uname().release):
         pytest.skip(survival.why_not(os.uname().release))
     new_image(image_dir, "g.img")
@@ -117,7 +117,7 @@ def test_a_guest_outlives_its_servers(mounted: Mounting, boot: Boot, image_dir: 
     guest.wait_for("guest: writing")
     with killed_meanwhile(fs, at_least=10):
         console = guest.finish()
-    assert console.count("/mnt/r1: OK") == 8
+    assert console.count("/mnt/r1: OK") == 5
     assert not [line for line in console if "guest: LOST" in line or "guest: ERRORS" in line], console
 
 

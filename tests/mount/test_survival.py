@@ -79,6 +79,18 @@ def test_fio_sees_no_error_while_servers_are_killed(
     assert counters["errors"] == 0
 
 
+def test_a_block_device_is_claimed_again(mounted: Mounting, below: Loops, disk: Path) -> None:
+    """O_EXCL lasts as long as any I/O of the dead server: the next one waits for it, and may write."""
+    device = below.attach(disk, "--direct-io=on")
+    fs = mounted(device)
+    fio = verified(fs.path / device.name)
+    try:
+        kill_repeatedly(fs, 5, lambda: fio.poll() is None)
+        stopped(fio)
+    finally:
+        fio.kill()
+
+
 def test_a_file_system_on_a_loop_device_goes_on(
     mounted: Mounting, disk: Path, attach: Attaching, loops: Loops
 ) -> None:

@@ -95,7 +95,8 @@ def test_a_trial_read_leaves_the_image_alone(tmp_path: Path, driver: str) -> Non
         image.write_bytes(b"x" * size)
         before = image.stat()
         fd = os.open(image, os.O_RDONLY)
-        assert trial.read(driver, fd) == ""
+        with trial.Queues() as queues:
+            assert trial.read(queues, driver, fd) == ""
         os.close(fd)
         after = image.stat()
         assert (after.st_mtime_ns, after.st_ctime_ns, after.st_size) == (
@@ -108,7 +109,8 @@ def test_a_trial_read_leaves_the_image_alone(tmp_path: Path, driver: str) -> Non
 def test_a_trial_read_says_what_failed(tmp_path: Path) -> None:
     """A descriptor that cannot be read gives its errno's text."""
     fd = os.open(tmp_path / "w.img", os.O_WRONLY | os.O_CREAT)
-    assert "Bad file descriptor" in trial.read("sync", fd)
+    with trial.Queues() as queues:
+        assert "Bad file descriptor" in trial.read(queues, "sync", fd)
     os.close(fd)
 
 
@@ -117,10 +119,11 @@ def test_the_live_probe_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "a.img").write_bytes(bytes(4096))
     source = Source.open(tmp_path / "a.img", read_only=False)
     surroundings = evidence.Surroundings.of(source, evidence.Machine.look())
-    for growing in (False, True):
-        found = surroundings.blocking(growing)
-        assert found.per_io is None or found.per_io >= 0
-        assert surroundings.blocking(growing) is found
+    with trial.Queues() as queues:
+        for growing in (False, True):
+            found = surroundings.blocking(queues, growing)
+            assert found.per_io is None or found.per_io >= 0
+            assert surroundings.blocking(queues, growing) is found
     source.close()
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.img"]
 
