@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 _MAX_BYTES = 64 << 10
-_MAX_FDS = 64
+MAX_ORPHANS = 200
+"""Open images without a name whose descriptors a keeper holds; the kernel passes 253 in one message."""
+_MAX_FDS = 253
 
 Message = dict[str, Any]
 

@@ -330,7 +330,7 @@ class Operations(pyfuse3.Operations):
                 self._changes.begin("remove", [(parent, name)], ino)
                 # In a thread: to free the blocks of a huge image takes long.
                 await trio.to_thread.run_sync(functools.partial(remove, name, dir_fd=dir_fd))
-        self._nodes.removed(parent, name, ino)
+        self._table.removed(parent, name, ino)
 
     def _ino_of(self, dir_fd: int, name: bytes) -> int:
         """The inode number of what is served under a name; 0: nothing is."""
@@ -367,7 +367,7 @@ class Operations(pyfuse3.Operations):
         if target == moved:
             return  # two names of one file: rename(2) leaves both
         if target:
-            self._nodes.removed(*new, target)
+            self._table.removed(*new, target)
         self._nodes.renamed(old, new, moved)
         if target and exchange:
             self._nodes.renamed(new, old, target)

@@ -17,7 +17,7 @@ import errno
 import logging
 import os
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -49,6 +49,17 @@ class Plane(Protocol):
     async def truncate(self, node: int, size: int) -> None: ...
 
     async def open_driver(self, driver: str) -> None: ...
+
+
+class Link(Protocol):
+    """What the image table needs of the keeper."""
+
+    orphans: Mapping[int, int]
+    """Descriptors (O_PATH) of open images without a name, by node id, from the server before this one."""
+
+    def hold(self, ino: int, fd: int) -> None: ...
+
+    def drop(self, ino: int) -> None: ...
 
 
 _RECORD = struct.Struct("<QI?")  # of the ledger: generation, slot of the counters, locked for writing
@@ -100,10 +111,12 @@ class ImageTable:
         read_only: bool,
         ledger: Ledger,
         said: frozenset[str] = frozenset(),
+        link: Link | None = None,
     ) -> None:
-        """`said`: what the mount has warned of, so that no image says it again."""
+        """`said`: what the mount has warned of, so that no image says it again. `link`: None: no keeper."""
         self.source = source
-        self.nodes = NodeTable(source, ledger)
+        self._link = link
+        self.nodes = NodeTable(source, ledger, link.orphans if link is not None else {})
         self.read_only = read_only
         self._plane = plane
         self._drivers = drivers
@@ -185,6 +198,11 @@ class ImageTable:
         """Close what is not registered (any more); its counters stay."""
         image.counters.memory.sticky_error = 0
         self._ledger.drop(LedgerKind.IMAGE, image.node.ino)
+        orphan = self.nodes.orphans.pop(image.node.ino, None)
+        if orphan is not None:
+            os.close(orphan)
+            if self._link is not None:
+                self._link.drop(image.node.ino)
         self._tallies.give_back(image.node, image.name, self.nodes.path(image.node), image.counters)
         image.close()
 
@@ -209,6 +227,15 @@ class ImageTable:
             await self._opener.lock(image.fd, image.name, write=True)
             image.write_locked = True
             self._keep(image)
+
+    def removed(self, parent: int, name: bytes, ino: int) -> None:
+        """The name was removed; it belonged to `ino`. An open image without a name is held by the keeper."""
+        self.nodes.removed(parent, name, ino)
+        image = self._images.get(ino)
+        if image is None or image.node.names() or self._link is None or ino in self.nodes.orphans:
+            return
+        self.nodes.orphans[ino] = os.open(f"/proc/self/fd/{image.fd}", os.O_PATH)
+        self._link.hold(ino, self.nodes.orphans[ino])
 
     # -- after the death of a server --
 

@@ -110,6 +110,8 @@ class Keeper:
         self._restart: _Restart | None = None
         self._held: list[int] = []
         """/dev/fuse and the ledger, as soon as there is a mount."""
+        self._orphans: dict[int, int] = {}
+        """Descriptors (O_PATH) of open images that have no name any more, by node id."""
         self._mount: dict[str, Any] = {}
         self._started = time.time()
         self._restarts = 0
@@ -149,7 +151,7 @@ class Keeper:
             signal.set_wakeup_fd(-1)
             for number, handler in before.items():
                 signal.signal(number, handler)
-            for fd in self._held:
+            for fd in (*self._held, *self._orphans.values()):
                 os.close(fd)
             self._listener.close()
 
@@ -173,9 +175,10 @@ class Keeper:
             "restarts": self._restarts,
             "service": bool(self._manager.address),
             "report": self.report is not None,
+            "orphans": list(self._orphans),
         }
         with contextlib.suppress(OSError):  # it died at once: its end is seen
-            server.channel.send(order, [self._outcome.fd, *self._held])
+            server.channel.send(order, [self._outcome.fd, *self._held, *self._orphans.values()])
         self._selector.register(server.channel, selectors.EVENT_READ, lambda: self._hear(server))
         self._selector.register(server.pidfd, selectors.EVENT_READ, lambda: self._bury(server))
         return server
@@ -209,6 +212,10 @@ class Keeper:
                 self._serves(server)
             case "ended":
                 server.ended = message["status"]
+            case "hold":
+                [self._orphans[message["ino"]]] = fds
+            case "drop" if message["ino"] in self._orphans:
+                os.close(self._orphans.pop(message["ino"]))
             case "notify":
                 self._manager.send(*message["lines"])
         return True
@@ -251,7 +258,8 @@ class Keeper:
             self._restarts += 1
             self._server = standby
             with contextlib.suppress(OSError):
-                standby.channel.send({"is": "take_over", "restarts": self._restarts})
+                order = {"is": "take_over", "restarts": self._restarts, "orphans": list(self._orphans)}
+                standby.channel.send(order, list(self._orphans.values()))
         else:
             self._replace(server, status)
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import trio
 
-from .channel import Channel, Message
+from .channel import MAX_ORPHANS, Channel, Message
 from .errors import AiofsError
 from .mounttable import Mount
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Order:
     """There is a service manager to tell."""
     report: bool
     """Somebody waits at a terminal to be told of warnings."""
+    orphans: list[int]
+    """Node ids of open images without a name; their descriptors are the last of the message's."""
 
 
 class KeeperLink:
@@ -44,6 +51,10 @@ class KeeperLink:
         message, self.fds = received
         self.order = Order(**message)
         """The first message."""
+        self.orphans: Mapping[int, int] = {}
+        """Descriptors (O_PATH) of open images without a name, by node id."""
+        self._take_orphans(self.order.orphans, self.fds)
+        self._held = set(self.orphans)
         self.restarts = self.order.restarts
         self.gone = False
         """The keeper has died: there will be no other server."""
@@ -61,13 +72,38 @@ class KeeperLink:
         told = {"device": mount.device, "mount_id": mount.mount_id, "mountpoint": str(mount.mountpoint)}
         self._send({"is": "mounted", "mount": told}, [fuse_fd, ledger_fd])
 
+    def hold(self, ino: int, fd: int) -> None:
+        """An open image has lost its last name: without a descriptor no other server could open it."""
+        if len(self._held) == MAX_ORPHANS:
+            log.warning("more than %d images without a name are open; some would not survive", MAX_ORPHANS)
+            return
+        self._held.add(ino)
+        self._send({"is": "hold", "ino": ino}, [fd])
+
+    def drop(self, ino: int) -> None:
+        """The image that `hold` was told of is closed."""
+        if ino in self._held:
+            self._held.remove(ino)
+            self._send({"is": "drop", "ino": ino})
+
     def prepared(self) -> None:
         """This standby could serve; returns when it is to do so, or the keeper has gone (AiofsError)."""
         self._send({"is": "prepared"})
         received = self._channel.receive()
         if received is None:
             raise AiofsError("the keeper has gone")
-        self.restarts = int(received[0]["restarts"])
+        message, fds = received
+        self.restarts = int(message["restarts"])
+        for fd in self.orphans.values():
+            os.close(fd)
+        self._take_orphans(message["orphans"], fds)
+        self._held = set(self.orphans)
+
+    def _take_orphans(self, inos: list[int], fds: list[int]) -> None:
+        """The last of a message's descriptors, one for each."""
+        first = len(fds) - len(inos)
+        self.orphans = dict(zip(inos, fds[first:], strict=True))
+        del fds[first:]
 
     def serving(self) -> None:
         """The mount answers."""

@@ -17,7 +17,7 @@ import logging
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from .dataplane import system
@@ -116,9 +116,13 @@ def generation_of(st: FileStat) -> int:
 class NodeTable:
     """All nodes the kernel knows of one source."""
 
-    def __init__(self, source: Source, ledger: Ledger) -> None:
-        """With the nodes that the ledger has from a server before this one."""
+    def __init__(self, source: Source, ledger: Ledger, orphans: Mapping[int, int]) -> None:
+        """With the nodes that the ledger has from a server before this one.
+
+        `orphans`: descriptors (O_PATH) of files without a name, by node id; they become this table's.
+        """
         self.source = source
+        self.orphans = dict(orphans)
         self._ledger = ledger
         root = Node(ROOT, 0, ROOT, b"", is_dir=True)
         root.lookups = 1  # the kernel never forgets the root
@@ -327,6 +331,9 @@ class NodeTable:
             if _same(node, system.stat(fd)):
                 return fd
             os.close(fd)
+        orphan = self.orphans.get(node.ino)
+        if orphan is not None and _same(node, system.stat(orphan)):
+            return os.open(f"/proc/self/fd/{orphan}", flags)
         raise OSError(errno.ESTALE, "it is under none of its names any more", os.fsdecode(node.name))
 
 

@@ -144,6 +144,7 @@ class Server:
             read_only=self._config.read_only,
             ledger=self._ledger,
             said=mounted.said,
+            link=self._link,
         )
 
     async def run(self, on_ready: Callable[[], None]) -> list[str] | None:

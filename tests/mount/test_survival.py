@@ -185,6 +185,33 @@ def test_renamed_and_linked_files_are_found_again(mounted: Mounting, image_dir: 
     assert {path.name for path in fs.path.iterdir()} == {"e", "other"}
 
 
+def test_a_removed_file_lives_on_while_it_is_open(mounted: Mounting, image_dir: Path) -> None:
+    """Through two servers; its room is given back at the last close."""
+    (image_dir / "a").write_bytes(b"mine")
+    fs = mounted(image_dir)
+    held = len(list(Path(f"/proc/{fs.pid}/fd").iterdir()))
+    with (fs.path / "a").open("r+b", buffering=0) as file, (fs.path / "b").open("x+b", buffering=0) as new:
+        (fs.path / "a").unlink()
+        (fs.path / "c").write_bytes(b"theirs")
+        new.write(b"new")
+        (fs.path / "c").rename(fs.path / "b")
+        for _ in range(2):
+            kill_repeatedly(fs, 1, lambda: True)
+            new.seek(0)
+            file.seek(0)
+            assert (file.read(), new.read()) == (b"mine", b"new")
+        file.seek(0)
+        file.write(b"yours")
+        file.seek(0)
+        assert file.read() == b"yours"
+        assert (fs.path / "b").read_bytes() == b"theirs"
+        assert run_aiofs("restart", fs.path, "--aio", "threads").returncode == 0
+        file.seek(0)
+        assert file.read() == b"yours"
+    wait_until(lambda: len(list(Path(f"/proc/{fs.pid}/fd").iterdir())) == held)
+    assert [path.name for path in image_dir.iterdir()] == ["b"]
+
+
 def test_a_failed_fsync_stays_failed(mounted: Mounting, disk: Path, tmp_path: Path) -> None:
     """Also with the next server, until all have closed the image: then it begins anew."""
     fs = mounted(disk.parent, "--aio", "threads")
