@@ -24,7 +24,8 @@ PATIENCE_S = 60.0
 AIOFS = [sys.executable, "-m", "aiofs"]
 FIO = [
     "fio", "--name=kills", "--rw=randwrite", "--bs=4k", "--iodepth=32", "--ioengine=libaio", "--direct=1",
-    "--size=64M", "--verify=crc32c", "--verify_fatal=1", "--verify_backlog=256", "--time_based",
+    "--size=64M", "--verify=crc32c", "--verify_fatal=1", "--verify_backlog=256",
+    "--verify_state_save=0", "--time_based",
     "--runtime=86400", "--output-format=json",
 ]  # fmt: skip
 

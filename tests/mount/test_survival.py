@@ -27,7 +27,13 @@ from aiofs import survival
 Mounting = Callable[..., MountedFs]
 MIB = 1 << 20
 FIO = ("fio", "--name=survivor", "--bs=4k", "--iodepth=32", "--ioengine=libaio", "--direct=1")
-VERIFY = ("--rw=randwrite", "--verify=crc32c", "--verify_fatal=1", "--verify_backlog=256", "--norandommap=0")
+VERIFY = (
+    "--rw=randwrite",
+    "--verify=crc32c",
+    "--verify_fatal=1",
+    "--verify_backlog=256",
+    "--verify_state_save=0",
+)
 
 pytestmark = pytest.mark.skipif(
     bool(survival.why_not(os.uname().release)), reason=survival.why_not(os.uname().release) or "it can"
