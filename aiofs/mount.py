@@ -157,8 +157,10 @@ def _check_lock(config: MountConfig, source: Source) -> None:
 def _mount(
     config: MountConfig, drivers: Drivers, source: Source, said: frozenset[str], service: Service
 ) -> Mounted:
+    from . import memory
     from .server import Mounted
 
+    prepared = memory.prepare()  # before there is a mount that memory could wait for, and before our threads
     options = fusermount.mount_options(
         str(config.source),
         allow_other=config.allow_other,
@@ -170,7 +172,7 @@ def _mount(
     if mount is None or not mount.is_aiofs:
         os.close(fuse_fd)
         raise AiofsError(f"the mount on {config.mountpoint} vanished as soon as it was made")
-    return Mounted(config, drivers, source, mount, fuse_fd, said, service)
+    return Mounted(config, drivers, source, mount, fuse_fd, said, prepared, service)
 
 
 def _serve_mounted(mounted: Mounted, on_ready: Callable[[], None]) -> list[str]:

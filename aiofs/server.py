@@ -38,6 +38,7 @@ from .errors import AiofsError, reason
 from .fs import Operations
 from .fusermount import Unmounting
 from .images import ImageTable
+from .memory import Memory
 from .mounttable import Mount
 from .outcome import Outcome
 from .service import Service
@@ -67,6 +68,7 @@ class Mounted:
     """Given to the server, which closes it."""
     said: frozenset[str]
     """Warnings of the mount that its images need not repeat."""
+    memory: Memory
     service: Service
 
 
@@ -90,6 +92,7 @@ class Server:
         self._source = mounted.source
         self._mount = mounted.mount
         self._fuse_fd = mounted.fuse_fd
+        self._memory = mounted.memory
         self._service = mounted.service
         self._outcome = Outcome()
         self._started = time.time()
@@ -345,6 +348,7 @@ class Server:
             started=self._started,
             outcome_fd=self._outcome.fd,
             exchange=self._plane.init_exchange(),
+            memory=vars(self._memory),
             plane=self._plane.counters(),
             latency_limits_ns=LATENCY_LIMITS_NS,
             images=map(vars, self._table.info()),

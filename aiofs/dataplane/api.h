@@ -271,3 +271,8 @@ typedef struct {
 } aiofs_stat_result;
 /* statx(2) of name in dir_fd, or of dir_fd itself when name is ""; a symbolic link is not followed. */
 int32_t aiofs_stat(int32_t dir_fd, const char *name, aiofs_stat_result *out);
+
+/* prctl(PR_SET_IO_FLUSHER): of the calling thread, and of those that it starts later. */
+int32_t aiofs_become_io_flusher(void);
+/* mlockall(2) of the whole process, now and later, page by page as they are touched. */
+int32_t aiofs_lock_memory(void);

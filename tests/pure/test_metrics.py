@@ -67,6 +67,7 @@ def told(**changes: Any) -> dict[str, Any]:
             "started": 1000.5,
             "outcome_fd": 9,
             "exchange": None,
+            "memory": {"io_flusher": True, "locked": True, "oom_score_adj": -1000},
             "plane": PLANE,
             "latency_limits_ns": LATENCY_LIMITS_NS,
             "images": [image()],
