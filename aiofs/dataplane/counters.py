@@ -26,6 +26,9 @@ class ImageCounters:
 
     def __init__(self) -> None:
         self.memory = ffi.new("aiofs_image_counters *")
+        # Not all of it has been touched; the loop, which writes it, must not wait for memory (populate.h).
+        size = ffi.sizeof("aiofs_image_counters")
+        ffi.memmove(self.memory, bytes(size), size)
 
     def read(self) -> dict[str, Any]:
         """aiofs_image_counters as a dict (api.h says what each one counts).

@@ -69,6 +69,7 @@ struct aiofs_plane {
     uint32_t last_opcode; /* the last message: where a stream would go on */
     uint64_t last_node;
     int64_t last_end;
+    int long_data; /* the last message with data had more of it than is short */
     int unmounted;
     int failed; /* -errno: the loop cannot go on */
     int64_t sleep_ns; /* moving average of how long the loop slept */

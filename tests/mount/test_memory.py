@@ -1,17 +1,21 @@
-"""Shortage of memory: what the server asks the kernel for, and what it is granted."""
+"""Shortage of memory: what the server asks the kernel for, and what it has before it needs it."""
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from mounting import MountedFs
+from working import require_driver
 
 Mounting = Callable[..., MountedFs]
 MIB = 1 << 20
+LENGTHS = (4096, 16384, 65536, MIB)
 PF_MEMALLOC_NOIO = 0x00080000  # linux/sched.h: what PR_SET_IO_FLUSHER sets of a task
 
 
@@ -24,6 +28,15 @@ def status_kib(fs: MountedFs, name: str) -> int:
 def status_lines(fs: MountedFs) -> list[str]:
     """The server's /proc/PID/status."""
     return Path(f"/proc/{fs.pid}/status").read_text().splitlines()
+
+
+def loop_faults(fs: MountedFs) -> int:
+    """How often the data plane's thread has touched memory that was not there (proc(5), minflt)."""
+    tasks = [
+        task for task in Path(f"/proc/{fs.pid}/task").iterdir() if "aiofs-loop" in (task / "comm").read_text()
+    ]
+    [loop] = tasks
+    return int((loop / "stat").read_text().rpartition(")")[2].split()[7])
 
 
 def flushers(fs: MountedFs) -> set[bool]:
@@ -76,3 +89,28 @@ def test_only_what_was_touched_is_resident(mounted: Mounting, disk: Path) -> Non
         pytest.skip("locked memory is not granted here")
     assert status_kib(fs, "VmLck") * 1024 > 4096 * MIB
     assert status_kib(fs, "VmRSS") < 60 * 1024
+
+
+def write_and_read(pool: ThreadPoolExecutor, fd: int, length: int, size: int) -> None:
+    """128 direct writes of so many bytes, then reads, as many at once as the pool has threads."""
+    pages = [mmap.mmap(-1, length)]
+    at = [i * length % size for i in range(128)]
+    assert set(pool.map(lambda offset: os.pwritev(fd, pages, offset), at)) == {length}
+    assert set(pool.map(lambda offset: os.preadv(fd, pages, offset), at)) == {length}
+
+
+@pytest.mark.parametrize("name", ["io_uring", "linux", "threads"])
+def test_the_loop_touches_no_memory_for_the_first_time(mounted: Mounting, disk: Path, name: str) -> None:
+    """Short and long requests, more at once than ever before: no page fault of the thread that serves."""
+    fs = mounted(disk.parent, "--aio", require_driver(name))
+    fd = os.open(fs.path / "disk.img", os.O_RDWR | os.O_DIRECT)
+    try:
+        with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(64) as many:
+            for length in LENGTHS:  # pages of code are not what this is about
+                write_and_read(one, fd, length, disk.stat().st_size)
+            before = loop_faults(fs)
+            for length in LENGTHS:
+                write_and_read(many, fd, length, disk.stat().st_size)
+            assert loop_faults(fs) == before
+    finally:
+        os.close(fd)
