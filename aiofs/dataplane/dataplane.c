@@ -44,7 +44,7 @@ static int watch_all(struct aiofs_plane *plane)
     if (!error)
         error = watch(plane, fds[0], EPOLLIN, WATCH_FUSE);
     if (!error)
-        error = watch(plane, fds[1], EPOLLIN | EPOLLOUT, WATCH_FORWARD);
+        error = watch(plane, fds[1], EPOLLIN, WATCH_FORWARD);
     if (!error)
         error = watch(plane, fds[2], EPOLLIN, WATCH_CONTROL);
     return error ? error : watch(plane, plane->wake_fd, EPOLLIN, WATCH_WAKE);
@@ -69,7 +69,11 @@ static int allocate(struct aiofs_plane *plane)
         return -ENOMEM;
     plane->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     plane->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    return plane->epoll_fd < 0 || plane->wake_fd < 0 ? -errno : 0;
+    if (plane->epoll_fd < 0 || plane->wake_fd < 0)
+        return -errno;
+    error = outbox_open(&plane->up, plane->config.forward_fd, plane->wake_fd, UP_SIZE);
+    return error ? error
+                 : outbox_open(&plane->answers, plane->config.control_fd, plane->wake_fd, control_outbox_size(plane));
 }
 
 int32_t aiofs_open(aiofs_plane **out, const aiofs_config *config)
@@ -103,6 +107,8 @@ void aiofs_close(aiofs_plane *plane)
     for (int i = 0; i < QUEUES_MAX; i++)
         if (plane->queues[i])
             queue_close(plane->queues[i]);
+    outbox_close(&plane->up);
+    outbox_close(&plane->answers);
     if (plane->epoll_fd >= 0)
         close(plane->epoll_fd);
     if (plane->wake_fd >= 0)
@@ -368,6 +374,7 @@ int32_t aiofs_run(aiofs_plane *plane)
         if (!done)
             wait_for_work(plane);
     }
+    outbox_flush(&plane->answers);
     if (plane->failed)
         return plane->failed;
     return plane->unmounted ? 0 : 1;
