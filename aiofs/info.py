@@ -49,6 +49,8 @@ FIELDS: Mapping[str, str] = {
     "kernel": "release of the kernel",
     "fuse": "agreed with the kernel at INIT: protocol (the kernel's), max_write and max_readahead in "
     "bytes, max_pages, max_background",
+    "memory": "what the kernel granted the server against shortage of memory: io_flusher (PR_SET_IO_FLUSHER "
+    "of its threads), locked (what it has touched stays resident), oom_score_adj (-1000: never killed)",
     "clock_s": "when the counters were read, in seconds of CLOCK_MONOTONIC: rates are differences by it",
     "plane": "counters of the data plane: requests read from the kernel; forwarded of them to the control "
     "plane; refused as malformed; batches submitted, ios in all of them, and batch_ios: [k] counts those "
@@ -110,6 +112,7 @@ def build(
     source_kind: str,
     lineage: Lineage,
     exchange: tuple[bytes, bytes] | None,
+    memory: Mapping[str, Any],
     plane: Mapping[str, Any],
     latency_limits_ns: Iterable[int],
     images: Iterable[Mapping[str, Any]],
@@ -136,6 +139,7 @@ def build(
         "read_only": config.read_only,
         "kernel": platform.release(),
         "fuse": agreed(exchange),
+        "memory": dict(memory),
         "clock_s": time.monotonic(),
         "plane": dict(plane),
         "latency_limits_ns": list(latency_limits_ns),
@@ -199,6 +203,8 @@ def describe(info: Mapping[str, Any], now: float | None = None) -> str:
         ),
         ("kernel", _kernel(info["kernel"], fuse)),
     ]
+    if info.get("memory"):
+        rows.append(("memory", _memory(info["memory"])))
     if plane:
         rows.append(("requests", _requests(plane)))
         rows.append(("batches", _batches(plane)))
@@ -220,6 +226,11 @@ def _kernel(release: str, fuse: Mapping[str, Any]) -> str:
         f"{release}, FUSE {fuse['protocol']}, max write {size(fuse['max_write'])}, "
         f"max background {fuse['max_background']}"
     )
+
+
+def _memory(memory: Mapping[str, Any]) -> str:
+    flusher, locked = ("" if memory[name] else "not " for name in ("io_flusher", "locked"))
+    return f"{locked}locked, {flusher}an I/O flusher, oom_score_adj {memory['oom_score_adj']}"
 
 
 def _requests(plane: Mapping[str, Any]) -> str:

@@ -38,7 +38,7 @@ from .service import Manager
 log = logging.getLogger(__name__)
 
 FAILURES = 5
-"""Servers in a row that end without having answered anything: the mount is given up."""
+"""Servers in a row that were asked something and end without having answered anything: it is given up."""
 _PAUSE_S = 0.1
 """Before a server is started after one that answered nothing; doubled each time."""
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -75,7 +75,8 @@ class _Server:
     pidfd: int
     prepared: bool = False
     serving: bool = False
-    answered_before: int = 0
+    before: tuple[int, int] = (0, 0)
+    """The ledger's progress when it began to serve."""
     ended: int | None = None
     """The exit status of the mount, said before the process ends for good."""
     failed: Message | None = None
@@ -222,7 +223,7 @@ class Keeper:
 
     def _serves(self, server: _Server) -> None:
         server.serving = True
-        server.answered_before = self._answered()
+        server.before = ledger.progress(self._held[1])
         self.program, self.config = server.program, server.config
         if not self._ready:
             self._ready = True
@@ -233,8 +234,10 @@ class Keeper:
         if self._stopping:
             server.process.send_signal(signal.SIGTERM)
 
-    def _answered(self) -> int:
-        return ledger.answered(self._held[1])
+    def _got_anywhere(self, server: _Server) -> bool:
+        """It served, and answered something; or nothing was asked of it."""
+        asked, answered = ledger.progress(self._held[1])
+        return server.serving and (answered != server.before[1] or asked == server.before[0])
 
     def _bury(self, server: _Server) -> None:
         """A server has ended: is that the end of the mount, or is there to be another one?"""
@@ -279,7 +282,7 @@ class Keeper:
         if self._restart is not None and self._restart.standby is server:
             self._tell_client({"is": "failed", "text": f"the new server died ({how})", "status": 1})
         self._restarts += 1
-        if server.serving and self._answered() != server.answered_before:
+        if self._got_anywhere(server):
             self._failures = 0
             self._start_at = time.monotonic()
         else:
@@ -373,6 +376,8 @@ class Keeper:
 def keep(config: MountConfig, report: Report | None) -> int:
     """Mount as asked, and keep the mount; the exit status. AiofsError."""
     logs.start(config.log_level, config.log_file, foreground=config.foreground)
+    with contextlib.suppress(OSError):  # its servers inherit it, and say when they could not have it
+        Path("/proc/self/oom_score_adj").write_text("-1000")
     return Keeper(config, report).run()
 
 

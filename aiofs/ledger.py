@@ -44,7 +44,7 @@ _HEADER = struct.Struct("<8sIIQQQ")  # magic, format, counters' size, nodes, cou
 _FRAME = struct.Struct("<II")  # bytes of the body, crc32 of it
 _BODY = struct.Struct("<BBQ")  # kind, 1: live or 0: dropped, number
 
-_CHECKSUM, _ACTIVE, _LENGTHS, _FULL, _ANSWERED = 8, 9, 10, 12, 13
+_CHECKSUM, _ACTIVE, _LENGTHS, _FULL, _PROGRESS = 8, 9, 10, 12, 13
 """Words (of 8 bytes) of the first page, after the header."""
 
 _LOOKUPS_AT = _PAGE
@@ -200,15 +200,15 @@ class Ledger:
         """Where one image's counters are, as memory and offset. `slot`: 0 .. MAX_COUNTERS - 1."""
         return self._map, _COUNTERS_AT + slot * self._stride
 
-    def answered_place(self) -> tuple[mmap.mmap, int]:
-        """Where the data plane counts the requests that it has answered: a word, as memory and offset."""
-        return self._map, 8 * _ANSWERED
+    def progress_place(self) -> tuple[mmap.mmap, int]:
+        """Where the data plane counts what it was asked and has answered, as memory and offset."""
+        return self._map, 8 * _PROGRESS
 
 
-def answered(fd: int) -> int:
-    """How many requests the servers of the ledger in `fd` have answered so far."""
-    number: int = struct.unpack("<Q", os.pread(fd, 8, 8 * _ANSWERED))[0]
-    return number
+def progress(fd: int) -> tuple[int, int]:
+    """How many requests the servers of the ledger in `fd` have been asked, and have answered."""
+    asked, answered = struct.unpack("<QQ", os.pread(fd, 16, 8 * _PROGRESS))
+    return asked, answered
 
 
 def _size(stride: int) -> int:

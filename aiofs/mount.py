@@ -75,6 +75,7 @@ def _serve_alone(config: MountConfig, report: background.Report | None) -> int:
 
 def serve(assignment: Assignment, on_ready: Callable[[], None]) -> int:
     """Mount, and serve until the mount ends, or until another server takes it over; the exit status."""
+    from . import memory
     from .dataplane import COUNTERS_SIZE
     from .ledger import Ledger
     from .server import Mounted
@@ -95,10 +96,11 @@ def serve(assignment: Assignment, on_ready: Callable[[], None]) -> int:
     try:
         drivers = _choose_drivers(config, source)
         ledger = Ledger.create(COUNTERS_SIZE)
+        held = memory.prepare()  # before there is a mount that memory could wait for, and before our threads
         mount, fuse_fd = _mount(config)
         if assignment.link is not None:
             assignment.link.mounted(mount, fuse_fd, ledger.fd)
-        mounted = Mounted(assignment, drivers, source, mount, fuse_fd, said, ledger, successor=False)
+        mounted = Mounted(assignment, drivers, source, mount, fuse_fd, said, held, ledger, successor=False)
         return _serve_mounted(mounted, on_ready)
     finally:
         source.close()
@@ -106,15 +108,17 @@ def serve(assignment: Assignment, on_ready: Callable[[], None]) -> int:
 
 def take_over(assignment: Assignment, link: KeeperLink, mount: Mount, fuse_fd: int, ledger: Ledger) -> int:
     """Serve a mount in place of the server before this one; as `serve`."""
+    from . import memory
     from .server import Mounted
 
+    held = memory.prepare(again=True)
     _raise_descriptor_limit()
     source, said = _open_source(assignment.config, again=True)
     try:
         drivers = _choose_drivers(assignment.config, source)
         if link.order.role == "standby":
             link.prepared()
-        mounted = Mounted(assignment, drivers, source, mount, fuse_fd, said, ledger, successor=True)
+        mounted = Mounted(assignment, drivers, source, mount, fuse_fd, said, held, ledger, successor=True)
         return _serve_mounted(mounted, link.serving)
     finally:
         source.close()

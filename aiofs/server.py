@@ -43,6 +43,7 @@ from .fusermount import Unmounting
 from .images import ImageTable
 from .keeperlink import KeeperLink
 from .ledger import Ledger
+from .memory import Memory
 from .mounttable import Mount
 from .outcome import Outcome
 from .service import Service
@@ -85,6 +86,7 @@ class Mounted:
     """Given to the server, which closes it."""
     said: frozenset[str]
     """Warnings of the mount that its images need not repeat."""
+    memory: Memory
     ledger: Ledger
     successor: bool
     """The mount had a server before this one: what it left in the ledger and in the kernel is taken over."""
@@ -114,6 +116,7 @@ class Server:
         self._outcome = mounted.assignment.outcome
         self._ledger = mounted.ledger
         self._link = mounted.assignment.link
+        self._memory = mounted.memory
         self._started = time.time()
         self._predecessors_init = kept_exchange(mounted.ledger) if mounted.successor else None
         self._ended = trio.Event()
@@ -133,7 +136,7 @@ class Server:
             self._forward.fileno(),
             queue_depth=self._config.queue_depth,
             merge=self._config.merge,
-            answered=self._ledger.answered_place(),
+            progress=self._ledger.progress_place(),
             predecessor_init=self._predecessors_init[0] if self._predecessors_init else b"",
         )
         self._table = ImageTable(
@@ -442,6 +445,7 @@ class Server:
             source_kind=self._source.kind.value,
             lineage=self._lineage(),
             exchange=self._plane.init_exchange(),
+            memory=vars(self._memory),
             plane=self._plane.counters(),
             latency_limits_ns=LATENCY_LIMITS_NS,
             images=map(vars, self._table.info()),

@@ -21,7 +21,8 @@ def kill(fs: MountedFs) -> None:
     """Kill the server; returns when another one has taken over."""
     before, taken = fs.server_pid, taken_over(fs)
     os.kill(before, signal.SIGKILL)
-    wait_until(lambda: taken_over(fs) > taken, TIMEOUT_S)
+    wait_until(lambda: taken_over(fs) > taken or fs.process.poll() is not None, TIMEOUT_S)
+    assert taken_over(fs) > taken, f"the mount ended with {fs.process.poll()}; log: {fs.log[-30:]}"
 
 
 def taken_over(fs: MountedFs) -> int:

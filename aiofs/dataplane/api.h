@@ -91,6 +91,12 @@ int32_t aiofs_measure(const char *driver, const aiofs_workload *workload, const 
 
 typedef struct aiofs_plane aiofs_plane;
 
+/* So that others see whether a loop that has died had got anywhere. */
+typedef struct {
+    uint64_t asked;    /* messages of the kernel that want an answer */
+    uint64_t answered;
+} aiofs_progress;
+
 typedef struct {
     int32_t fuse_fd;      /* /dev/fuse, or a SOCK_SEQPACKET socket in tests; made non-blocking */
     int32_t forward_fd;   /* SOCK_SEQPACKET, the other end is pyfuse3's */
@@ -103,7 +109,7 @@ typedef struct {
     uint32_t init_size;   /* bytes; 0: the kernel will send its INIT */
     const void *init;     /* the INIT that the kernel sent to a server before this one: the control plane gets it
                              as if it came now, and its answer goes no further; copied by aiofs_open */
-    uint64_t *answered;   /* counted up with each answer to the kernel; NULL: by nobody. Valid until aiofs_close */
+    aiofs_progress *progress; /* counted up; NULL: by nobody. Valid until aiofs_close */
 } aiofs_config;
 
 /* How an image is served (aiofs_command.flags of AIOFS_REGISTER). */
@@ -281,3 +287,8 @@ typedef struct {
 } aiofs_stat_result;
 /* statx(2) of name in dir_fd, or of dir_fd itself when name is ""; a symbolic link is not followed. */
 int32_t aiofs_stat(int32_t dir_fd, const char *name, aiofs_stat_result *out);
+
+/* prctl(PR_SET_IO_FLUSHER): of the calling thread, and of those that it starts later. */
+int32_t aiofs_become_io_flusher(void);
+/* mlockall(2) of the whole process, now and later, page by page as they are touched. */
+int32_t aiofs_lock_memory(void);

@@ -3,27 +3,41 @@
  * A command is one packet, its answer another one (api.h). They come over a socket of their own, so
  * that they pass while the forward socket is full. An answer to UNREGISTER may come long after others.
  */
+#include <assert.h>
 #include <errno.h>
-#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "plane.h"
 
+/* Answers of commands that are done at once, while the control plane does not read them. */
+#define ANSWERS_AHEAD 256
+
+/* Answers that may still come from commands that have been taken: one of each image, to unregister it, and of
+ * each resize. There is always room for them; the next command is taken only when there is for its answer, too. */
+static size_t answers_to_come(const struct aiofs_plane *plane)
+{
+    return plane->config.max_images + RESIZES_MAX;
+}
+
+size_t control_outbox_size(const struct aiofs_plane *plane)
+{
+    return (answers_to_come(plane) + ANSWERS_AHEAD) * outbox_space(sizeof(aiofs_answer));
+}
+
+static int has_room(struct aiofs_plane *plane)
+{
+    return outbox_has_room(&plane->answers, (answers_to_come(plane) + 1) * outbox_space(sizeof(aiofs_answer)));
+}
+
 void control_answer(struct aiofs_plane *plane, uint64_t id, int64_t result)
 {
     aiofs_answer answer = {.id = id, .result = result};
+    struct iovec iov = {&answer, sizeof answer};
+    int error = outbox_put(&plane->answers, &iov, 1);
 
-    while (send(plane->config.control_fd, &answer, sizeof answer, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) {
-        struct pollfd writable = {.fd = plane->config.control_fd, .events = POLLOUT};
-
-        /* Hundreds of answers fit; the control plane has a few commands under way at most. */
-        if (errno == EAGAIN)
-            (void)poll(&writable, 1, -1);
-        else if (errno != EINTR)
-            return; /* it has gone, and nobody waits for the answer */
-    }
+    assert(error == 0 || error == -EPIPE); /* EPIPE: it has gone, and nobody waits for the answer */
 }
 
 static int watch_queue(struct aiofs_plane *plane, struct queue *queue)
@@ -184,8 +198,9 @@ int control_commands(struct aiofs_plane *plane)
 {
     int n = 0;
 
-    /* A TRUNCATE needs a request; while there is none, commands wait in the socket. */
-    while (plane->pool.free_resizes) {
+    /* A TRUNCATE needs a request, and each needs room for its answer; while there is none, commands wait in
+     * the socket. */
+    while (plane->pool.free_resizes && has_room(plane)) {
         aiofs_command command;
         ssize_t size = recv(plane->config.control_fd, &command, sizeof command, MSG_DONTWAIT);
 

@@ -37,6 +37,11 @@ class ImageCounters:
             self._buffer = ffi.from_buffer(buffer, require_writable=True)  # as long as `memory` is used
             self.memory = ffi.cast("aiofs_image_counters *", self._buffer + offset)
         self.slot = slot
+        self.touch()
+
+    def touch(self) -> None:
+        """Touch all of it: the loop, which writes it, must not wait for memory (populate.h)."""
+        ffi.memmove(self.memory, bytes(ffi.buffer(self.memory)), COUNTERS_SIZE)
 
     def clear(self) -> None:
         """Begin at zero."""

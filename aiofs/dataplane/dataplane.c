@@ -44,7 +44,7 @@ static int watch_all(struct aiofs_plane *plane)
     if (!error)
         error = watch(plane, fds[0], EPOLLIN, WATCH_FUSE);
     if (!error)
-        error = watch(plane, fds[1], EPOLLIN | EPOLLOUT, WATCH_FORWARD);
+        error = watch(plane, fds[1], EPOLLIN, WATCH_FORWARD);
     if (!error)
         error = watch(plane, fds[2], EPOLLIN, WATCH_CONTROL);
     return error ? error : watch(plane, plane->wake_fd, EPOLLIN, WATCH_WAKE);
@@ -60,16 +60,20 @@ static int allocate(struct aiofs_plane *plane)
     if (error)
         return error;
     plane->merge = merge_new(requests);
-    plane->spans = calloc(requests, sizeof *plane->spans);
-    plane->heads = calloc(requests, sizeof *plane->heads);
-    plane->batch = calloc(requests, sizeof(struct request *));
-    plane->ios = calloc(requests, sizeof(struct io *));
-    plane->reply = malloc(REPLY_MAX);
+    plane->spans = populated_calloc(requests, sizeof *plane->spans);
+    plane->heads = populated_calloc(requests, sizeof *plane->heads);
+    plane->batch = populated_calloc(requests, sizeof(struct request *));
+    plane->ios = populated_calloc(requests, sizeof(struct io *));
+    plane->reply = populated_calloc(1, REPLY_MAX);
     if (!plane->merge || !plane->spans || !plane->heads || !plane->batch || !plane->ios || !plane->reply)
         return -ENOMEM;
     plane->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     plane->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    return plane->epoll_fd < 0 || plane->wake_fd < 0 ? -errno : 0;
+    if (plane->epoll_fd < 0 || plane->wake_fd < 0)
+        return -errno;
+    error = outbox_open(&plane->up, plane->config.forward_fd, plane->wake_fd, UP_SIZE);
+    return error ? error
+                 : outbox_open(&plane->answers, plane->config.control_fd, plane->wake_fd, control_outbox_size(plane));
 }
 
 int32_t aiofs_open(aiofs_plane **out, const aiofs_config *config)
@@ -83,7 +87,7 @@ int32_t aiofs_open(aiofs_plane **out, const aiofs_config *config)
         return -EINVAL;
     if (config->init_size > INIT_MESSAGE_MAX || (config->init_size && !config->init))
         return -EINVAL;
-    plane = calloc(1, sizeof *plane);
+    plane = populated_calloc(1, sizeof *plane);
     if (!plane)
         return -ENOMEM;
     plane->config = *config;
@@ -109,6 +113,8 @@ void aiofs_close(aiofs_plane *plane)
     for (int i = 0; i < QUEUES_MAX; i++)
         if (plane->queues[i])
             queue_close(plane->queues[i]);
+    outbox_close(&plane->up);
+    outbox_close(&plane->answers);
     if (plane->epoll_fd >= 0)
         close(plane->epoll_fd);
     if (plane->wake_fd >= 0)
@@ -151,43 +157,40 @@ static int continues_stream(struct aiofs_plane *plane, const struct message *mes
 }
 
 /* Returns whether the message continues a stream. */
-static int route(struct aiofs_plane *plane, struct request *r, size_t size)
+static int route(struct aiofs_plane *plane, struct request *r, const struct message *message, size_t size)
 {
-    struct message message;
-
+    if (plane->config.progress && protocol_wants_answer(message))
+        plane->config.progress->asked++;
     plane->counters.requests++;
-    protocol_parse(&message, r->head, size);
-    if (message.kind == MESSAGE_REFUSED) {
+    if (message->kind == MESSAGE_REFUSED) {
         plane->counters.refused++;
-        if (message.unique)
-            serve_refuse(plane, message.unique, -EINVAL);
+        if (message->unique)
+            serve_refuse(plane, message->unique, -EINVAL);
         request_put(&plane->pool, r);
-    } else if (message.kind == MESSAGE_IGNORED) {
+    } else if (message->kind == MESSAGE_IGNORED) {
         request_put(&plane->pool, r);
-    } else if (message.kind != MESSAGE_OTHER && image_find(&plane->images, message.node)) {
-        serve_message(plane, r, &message);
-    } else if (message.kind == MESSAGE_WRITE || message.kind == MESSAGE_FALLOCATE) {
+    } else if (message->kind != MESSAGE_OTHER && image_find(&plane->images, message->node)) {
+        serve_message(plane, r, message);
+    } else if (message->kind == MESSAGE_WRITE || message->kind == MESSAGE_FALLOCATE) {
         /* The control plane serves no writes: it opens nothing but images for writing. */
-        serve_refuse(plane, message.unique, -EBADF);
+        serve_refuse(plane, message->unique, -EBADF);
         request_put(&plane->pool, r);
-    } else if (message.kind == MESSAGE_LSEEK) {
+    } else if (message->kind == MESSAGE_LSEEK) {
         /* Of a file in .aiofs. libfuse would say ENOSYS, and the kernel ask no more about any file. EINVAL says
          * that this file knows no holes: cp and tar then read it. */
-        serve_refuse(plane, message.unique, -EINVAL);
+        serve_refuse(plane, message->unique, -EINVAL);
         request_put(&plane->pool, r);
     } else {
-        forward_message(plane, r, &message, size);
+        forward_message(plane, r, message, size);
     }
-    return continues_stream(plane, &message);
+    return continues_stream(plane, message);
 }
 
-/* Read one message into r. Returns its size, or 0 when there is none to be had now. */
-static size_t receive(struct aiofs_plane *plane, struct request *r)
+/* Read one message into the buffers. Returns its size, or 0 when there is none to be had now. */
+static size_t receive(struct aiofs_plane *plane, const struct iovec *iov, int iovcnt)
 {
-    struct iovec iov[2] = {{r->head, WIRE_HEAD}, {r->payload, PAYLOAD_SIZE}};
-
     for (;;) {
-        ssize_t size = readv(plane->config.fuse_fd, iov, 2);
+        ssize_t size = readv(plane->config.fuse_fd, iov, iovcnt);
 
         if (size > 0)
             return (size_t)size;
@@ -202,6 +205,48 @@ static size_t receive(struct aiofs_plane *plane, struct request *r)
     }
 }
 
+/* Room that the message in r->head needs for its data, `landed` bytes of which are there. */
+static size_t room_for(const struct message *message, size_t landed)
+{
+    size_t widened = message->kind <= MESSAGE_WRITE ? (size_t)message->length + 2 * BLOCK_MAX : 0;
+
+    return widened > landed ? widened : landed;
+}
+
+/* Read one message into r. How long it is shows only then, so it is given a short and a long buffer, of which
+ * it keeps one; the data of its kin go straight to the right one when the last was of that length.
+ * Returns the message's size, or 0 when there is none, or no long buffer. */
+static size_t take_message(struct aiofs_plane *plane, struct request *r, struct message *message)
+{
+    unsigned char *buffer = request_get_long(&plane->pool);
+    struct iovec head = {r->head, WIRE_HEAD};
+    size_t size, landed;
+    int is_long;
+
+    if (!buffer)
+        return 0;
+    if (plane->long_data)
+        size = receive(plane, (struct iovec[]){head, {buffer, LONG_SIZE}}, 2);
+    else
+        size = receive(plane,
+                       (struct iovec[]){head, {r->own, SHORT_SIZE}, {buffer + SHORT_SIZE, LONG_SIZE - SHORT_SIZE}},
+                       3);
+    protocol_parse(message, r->head, size);
+    landed = size > WIRE_HEAD ? size - WIRE_HEAD : 0;
+    is_long = room_for(message, landed) > SHORT_SIZE;
+    if (is_long && !plane->long_data)
+        memcpy(buffer, r->own, landed < SHORT_SIZE ? landed : SHORT_SIZE);
+    else if (!is_long && plane->long_data)
+        memcpy(r->own, buffer, landed);
+    if (is_long)
+        r->payload = buffer;
+    else
+        request_put_long(&plane->pool, buffer);
+    if (landed)
+        plane->long_data = is_long;
+    return size;
+}
+
 /* Read a batch, or less when the kernel has no more, every request is in use, or the control plane is
  * full. */
 static int drain(struct aiofs_plane *plane)
@@ -212,18 +257,19 @@ static int drain(struct aiofs_plane *plane)
         return 0;
     while (n < DRAIN_MAX && starts < DRAIN_STARTS && plane->fuse_ready && !plane->stuck && !is_stopping(plane)) {
         struct request *r = request_get(&plane->pool);
+        struct message message;
         size_t size;
 
         if (!r)
             break;
-        size = receive(plane, r);
+        size = take_message(plane, r, &message);
         if (!size) {
             request_put(&plane->pool, r);
             break;
         }
         if (n == 0) /* one look at the clock for the whole drain: README.md has what it costs and loses */
             plane->now_ns = clock_ns();
-        starts += !route(plane, r, size);
+        starts += !route(plane, r, &message, size);
         n++;
     }
     return n;
@@ -317,10 +363,15 @@ static void wait_for_work(struct aiofs_plane *plane)
     plane->sleep_ns += (slept - plane->sleep_ns) / 8;
 }
 
+/* Of the stack, far more than the loop ever uses. */
+#define STACK_USED ((size_t)64 << 10)
+
 int32_t aiofs_run(aiofs_plane *plane)
 {
     sigset_t all;
 
+    pthread_setname_np(pthread_self(), "aiofs-loop");
+    populate_stack(STACK_USED);
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, NULL);
     plane->fuse_ready = plane->forward_ready = plane->control_ready = 1;
@@ -335,6 +386,7 @@ int32_t aiofs_run(aiofs_plane *plane)
         if (!done)
             wait_for_work(plane);
     }
+    outbox_flush(&plane->answers);
     if (plane->failed)
         return plane->failed;
     return plane->unmounted ? 0 : 1;

@@ -1,7 +1,7 @@
 /* forward.c -- messages that are no data requests: up to the control plane, and its answers back.
  *
  * The control plane sits behind a SOCK_SEQPACKET socket and believes that it is /dev/fuse; a message is
- * a packet, in both directions. When the socket is full the message stays in its request (plane->stuck)
+ * a packet, in both directions. When the outbox is full the message stays in its request (plane->stuck)
  * and nothing more is drained, so order holds and memory is bounded. What passes up is checked, because
  * some notifications would block this thread for ever (protocol.h).
  */
@@ -18,16 +18,6 @@
 #define FORGETS_MAX 2048
 
 #define REPLIES_PER_CALL 64
-
-static int send_up(struct aiofs_plane *plane, struct iovec *iov, size_t iovcnt)
-{
-    struct msghdr message = {.msg_iov = iov, .msg_iovlen = iovcnt};
-
-    while (sendmsg(plane->config.forward_fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
-        if (errno != EINTR)
-            return errno == ENOBUFS ? -EAGAIN : -errno;
-    return 0;
-}
 
 /* ---- up ---- */
 
@@ -65,7 +55,7 @@ static int send_message(struct aiofs_plane *plane, struct request *r)
     size_t fixed = r->length < WIRE_HEAD ? r->length : WIRE_HEAD;
     struct iovec iov[2] = {{r->head, fixed}, {r->payload, r->length - fixed}};
 
-    return send_up(plane, iov, iov[1].iov_len ? 2 : 1);
+    return outbox_put(&plane->up, iov, 2);
 }
 
 /* Send a BATCH_FORGET in parts; r->done counts the forgets that have gone. */
@@ -97,7 +87,7 @@ static int send_forgets(struct aiofs_plane *plane, struct request *r)
         part = (struct fuse_batch_forget_in){.count = count};
         iov[2].iov_len = count * sizeof(struct fuse_forget_one);
         header.len = (uint32_t)(sizeof header + sizeof part + iov[2].iov_len);
-        error = send_up(plane, iov, 3);
+        error = outbox_put(&plane->up, iov, 3);
         if (error)
             return error;
         r->done += count;

@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include "image.h"
+#include "populate.h"
 
 /* ---- the table ---- */
 
@@ -18,9 +19,9 @@ int image_table_open(struct image_table *table, uint32_t max_images)
     while (cells < max_images * 2)
         cells *= 2;
     *table = (struct image_table){.mask = cells - 1, .max_images = max_images};
-    table->images = calloc(max_images, sizeof *table->images);
-    table->by_node = calloc(cells, sizeof *table->by_node);
-    table->free = calloc(max_images, sizeof *table->free);
+    table->images = populated_calloc(max_images, sizeof *table->images);
+    table->by_node = populated_calloc(cells, sizeof *table->by_node);
+    table->free = populated_calloc(max_images, sizeof *table->free);
     if (table->images && table->by_node && table->free)
         return 0;
     image_table_close(table);

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 #include "merge.h"
+#include "populate.h"
 
 struct cell {
     uint32_t generation;
@@ -25,7 +26,7 @@ struct merge {
 
 struct merge *merge_new(uint32_t capacity)
 {
-    struct merge *m = calloc(1, sizeof *m);
+    struct merge *m = populated_calloc(1, sizeof *m);
     uint32_t cells = 16;
 
     if (!m)
@@ -34,9 +35,9 @@ struct merge *merge_new(uint32_t capacity)
         cells *= 2;
     m->mask = cells - 1;
     m->capacity = capacity;
-    m->previous = calloc(capacity, sizeof *m->previous);
-    m->cells = calloc(cells, sizeof *m->cells);
-    m->placed = calloc(capacity, sizeof *m->placed);
+    m->previous = populated_calloc(capacity, sizeof *m->previous);
+    m->cells = populated_calloc(cells, sizeof *m->cells);
+    m->placed = populated_calloc(capacity, sizeof *m->placed);
     if (!m->previous || !m->cells || !m->placed) {
         merge_free(m);
         return NULL;

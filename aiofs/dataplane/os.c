@@ -4,6 +4,8 @@
 #include <linux/openat2.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
@@ -89,4 +91,14 @@ int32_t aiofs_stat(int32_t dir_fd, const char *name, aiofs_stat_result *out)
         .mount_root = st.stx_attributes & STATX_ATTR_MOUNT_ROOT ? 1 : 0,
     };
     return 0;
+}
+
+int32_t aiofs_become_io_flusher(void)
+{
+    return prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) < 0 ? -errno : 0;
+}
+
+int32_t aiofs_lock_memory(void)
+{
+    return mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) < 0 ? -errno : 0;
 }

@@ -7,7 +7,7 @@
  *   forward.c    everything else, to the control plane and back
  *   control.c    the commands of the control plane
  *
- * Threads: one, from aiofs_run on; only `stop` and `wake_fd` are touched by others. Nothing here is
+ * Threads: one, from aiofs_run on; only `stop`, `wake_fd` and the stocks and outboxes are touched by others. Nothing here is
  * allocated or freed while the loop runs, but a queue when a driver is used for the first time.
  */
 #ifndef AIOFS_PLANE_H
@@ -19,6 +19,7 @@
 #include "contract.h"
 #include "image.h"
 #include "merge.h"
+#include "outbox.h"
 #include "protocol.h"
 #include "queue.h"
 #include "request.h"
@@ -56,8 +57,9 @@ struct aiofs_plane {
     struct io **ios;
     unsigned in_work; /* requests WAITING, READY or RUNNING */
 
-    /* forward.c */
-    struct request *stuck; /* READING: a message that the control plane's socket had no room for */
+    /* forward.c, control.c */
+    struct outbox up, answers; /* to the control plane: messages, and what its commands came to */
+    struct request *stuck; /* READING: a message that `up` had no room for */
     unsigned char *reply;  /* buffer for its replies, REPLY_MAX bytes */
     struct pending_open pending[PENDING_OPENS_MAX];
     unsigned pending_count;
@@ -72,6 +74,7 @@ struct aiofs_plane {
     uint64_t last_node;
     int64_t last_end;
     int held; /* AIOFS_SERVE has not come: the kernel's requests wait */
+    int long_data; /* the last message with data had more of it than is short */
     int unmounted;
     int failed; /* -errno: the loop cannot go on */
     int64_t sleep_ns; /* moving average of how long the loop slept */
@@ -79,6 +82,7 @@ struct aiofs_plane {
 };
 
 #define REPLY_MAX (WIRE_DATA_MAX + 4096)
+#define UP_SIZE (WIRE_DATA_MAX + 65536) /* of the outbox: a message of any length, or some hundred usual ones */
 
 /* serve.c */
 /* A parsed data request of a registered image, in r. Takes r over. */
@@ -117,6 +121,7 @@ int forward_replies(struct aiofs_plane *plane);
 /* control.c */
 /* Carry out the commands that have come. Returns their number. */
 int control_commands(struct aiofs_plane *plane);
+size_t control_outbox_size(const struct aiofs_plane *plane);
 void control_answer(struct aiofs_plane *plane, uint64_t id, int64_t result);
 /* The last request of an image that is being unregistered is done. */
 void control_unregistered(struct aiofs_plane *plane, struct image *image);

@@ -57,16 +57,16 @@ class DataPlane:
         merge: bool = True,
         max_images: int = 16384,
         look_us: int = 100,
-        answered: tuple[Any, int] | None = None,
+        progress: tuple[Any, int] | None = None,
         predecessor_init: bytes = b"",
     ) -> None:
-        """`answered`: a word of 8 bytes that counts the answers to the kernel: a buffer and an offset in it.
+        """`progress`: where an aiofs_progress is counted up: a buffer and an offset in it.
 
         `predecessor_init`: the kernel's INIT to a server before this one. The loop then gives it to pyfuse3,
         and reads nothing from the kernel before `serve`.
         """
-        buffer, offset = answered or (bytearray(8), 0)
-        self._answered = ffi.from_buffer(
+        buffer, offset = progress or (bytearray(ffi.sizeof("aiofs_progress")), 0)
+        self._progress = ffi.from_buffer(
             buffer, require_writable=True
         )  # referred to until the plane is closed
         init = ffi.from_buffer(predecessor_init)
@@ -85,7 +85,7 @@ class DataPlane:
                 "held": int(bool(predecessor_init)),
                 "init_size": len(predecessor_init),
                 "init": init,
-                "answered": ffi.cast("uint64_t *", self._answered + offset),
+                "progress": ffi.cast("aiofs_progress *", self._progress + offset),
             },
         )
         out = ffi.new("aiofs_plane **")

@@ -201,6 +201,11 @@ uint64_t protocol_created_node(const void *reply, size_t reply_size)
     return entry.nodeid;
 }
 
+int protocol_wants_answer(const struct message *message)
+{
+    return message->kind != MESSAGE_IGNORED && message->opcode != FUSE_FORGET && message->opcode != FUSE_BATCH_FORGET;
+}
+
 void protocol_mark_resent(void *head)
 {
     struct fuse_in_header header;

@@ -51,6 +51,8 @@ struct message {
 /* Check and take apart a message of `size` bytes whose first min(size, WIRE_HEAD) bytes are at head. */
 void protocol_parse(struct message *out, const void *head, size_t size);
 
+int protocol_wants_answer(const struct message *message);
+
 /* Tell the control plane that the message at head was sent before. */
 void protocol_mark_resent(void *head);
 

@@ -15,6 +15,7 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
+#include "populate.h"
 #include "queue.h"
 
 /* Room in the second lane's driver: as many as its threads run at once. The rest waits in the backlog. */
@@ -67,13 +68,13 @@ int queue_open(struct queue **out, const struct driver *driver, unsigned depth)
 {
     if (depth < 1 || depth > QUEUE_DEPTH_MAX)
         return -EINVAL;
-    struct queue *q = calloc(1, sizeof *q);
+    struct queue *q = populated_calloc(1, sizeof *q);
     if (q == NULL)
         return -ENOMEM;
     q->depth = depth;
     q->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     int error = q->epoll_fd < 0 ? -errno : 0;
-    q->scratch = calloc(depth, sizeof(struct io *));
+    q->scratch = populated_calloc(depth, sizeof(struct io *));
     if (error == 0 && q->scratch == NULL)
         error = -ENOMEM;
     if (error == 0)

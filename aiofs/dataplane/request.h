@@ -12,7 +12,11 @@
  *   FREE -> READING -> (WAITING ->) READY -> RUNNING -> (READY -> RUNNING)* -> FREE
  *
  * Invariants: a request on an image's active list is WAITING, READY or RUNNING. A request is answered
- * exactly once, on its way to FREE. All memory is taken at start; the loop takes none.
+ * exactly once, on its way to FREE.
+ *
+ * Memory: a request has room of its own for what is short. What is longer is in a long buffer while the request
+ * lasts. Both are stocks (populate.h): a start of each is there from the beginning, more comes as more is in
+ * use at once, up to `count`, and what has come stays.
  */
 #ifndef AIOFS_REQUEST_H
 #define AIOFS_REQUEST_H
@@ -21,6 +25,7 @@
 #include <stdint.h>
 
 #include "io.h"
+#include "populate.h"
 #include "protocol.h"
 
 struct image;
@@ -49,8 +54,14 @@ enum request_step {
 /* O_DIRECT block sizes up to this are served; the control plane refuses larger ones. */
 #define BLOCK_MAX 4096u
 
-/* Room for data of WIRE_DATA_MAX bytes that was widened to whole blocks at both ends. */
-#define PAYLOAD_SIZE (WIRE_DATA_MAX + 2 * BLOCK_MAX)
+/* Room for data that is widened to whole blocks at both ends: of WIRE_DATA_MAX bytes, and of 16 KiB, which is the
+ * page size of most databases: with depth 128, 4 MiB are resident then, not 128. */
+#define LONG_SIZE (WIRE_DATA_MAX + 2 * BLOCK_MAX)
+#define SHORT_SIZE (16384u + 2 * BLOCK_MAX)
+
+/* Populated at start, and whenever there are too few: 1 MiB and 4 MiB. */
+#define SHORTS_STEP 32
+#define LONGS_STEP 4
 
 /* Who goes through the page cache dirties whole pages, so it locks whole pages. */
 #define LOCK_GRANULE 4096u
@@ -85,7 +96,8 @@ struct request {
     struct request *newer, *older; /* the image's active list */
 
     unsigned char *head;    /* WIRE_HEAD bytes */
-    unsigned char *payload; /* PAYLOAD_SIZE bytes, page-aligned; NULL for the control plane's */
+    unsigned char *payload; /* page-aligned: `own`, or a long buffer of LONG_SIZE bytes */
+    unsigned char *own;     /* SHORT_SIZE bytes; NULL for the control plane's */
     unsigned char *edge;    /* BLOCK_MAX bytes, page-aligned */
 };
 
@@ -113,18 +125,21 @@ struct request_pool {
     struct request *free_resizes;
     unsigned count, resizes;
     unsigned segments_max; /* most requests in one io */
-    unsigned char *memory;
-    size_t memory_size;
-    struct iovec *segments;
-    size_t segments_size;
+    unsigned char **free_longs; /* most recently used last */
+    unsigned free_longs_count;
+    struct stock shorts, longs;             /* what requests have of their own; long buffers */
+    unsigned shorts_taken_up, longs_taken_up; /* of what is populated, so much has been in the free lists */
+    struct filler filler;
 };
 
 /* 0, or -ENOMEM. */
 int request_pool_open(struct request_pool *pool, unsigned count, unsigned resizes);
 void request_pool_close(struct request_pool *pool);
 
-/* NULL: all are in use. */
+/* NULL: all that are populated are in use. */
 struct request *request_get(struct request_pool *pool);
+unsigned char *request_get_long(struct request_pool *pool);
+void request_put_long(struct request_pool *pool, unsigned char *buffer);
 struct request *request_get_resize(struct request_pool *pool);
 void request_put(struct request_pool *pool, struct request *r);
 

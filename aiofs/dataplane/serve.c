@@ -27,8 +27,8 @@
 
 static void write_reply(struct aiofs_plane *plane, const struct iovec *iov, int iovcnt)
 {
-    if (plane->config.answered)
-        ++*plane->config.answered;
+    if (plane->config.progress)
+        plane->config.progress->answered++;
     while (writev(plane->config.fuse_fd, iov, iovcnt) < 0) {
         struct pollfd writable = {.fd = plane->config.fuse_fd, .events = POLLOUT};
 

@@ -1,11 +1,11 @@
-"""System calls that Python's os module lacks: openat2 beneath a directory, renameat2, statx."""
+"""System calls that Python's os module lacks: openat2 beneath a directory, renameat2, statx, memory."""
 
 from __future__ import annotations
 
 import os
 from typing import NamedTuple
 
-from .binding import ffi, lib
+from .binding import check, ffi, lib
 
 
 class Statx(NamedTuple):
@@ -94,3 +94,13 @@ def stat(dir_fd: int, name: bytes = b"") -> FileStat:
         out.birth_ns,
         bool(out.mount_root),
     )
+
+
+def become_io_flusher() -> None:
+    """prctl(2), PR_SET_IO_FLUSHER, of this thread and those that it starts later. OSError: EPERM, EINVAL."""
+    check(lib.aiofs_become_io_flusher(), "PR_SET_IO_FLUSHER")
+
+
+def lock_memory() -> None:
+    """mlockall(2), now and in the future, of pages that are touched. OSError: EPERM, ENOMEM, EINVAL."""
+    check(lib.aiofs_lock_memory(), "mlockall")

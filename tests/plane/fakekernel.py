@@ -57,8 +57,8 @@ class FakeKernel:
         self.fuse, fuse_end = _pair()
         self.control_plane, forward_end = _pair()
         self._ends = (fuse_end, forward_end)
-        self.answered = bytearray(8)
-        """A word: answers to the kernel."""
+        self.progress = bytearray(16)
+        """Two words: asked and answered."""
         self.plane = DataPlane(
             fuse_end.fileno(),
             forward_end.fileno(),
@@ -66,7 +66,7 @@ class FakeKernel:
             merge=merge,
             max_images=64,
             look_us=look_us,
-            answered=(self.answered, 0),
+            progress=(self.progress, 0),
             predecessor_init=predecessor_init,
         )
         self.unique = 2

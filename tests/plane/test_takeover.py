@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from fakekernel import (
     CREATE,
+    FORGET,
     GETATTR,
     HEADER,
     INIT,
@@ -145,10 +146,14 @@ def test_opens_are_counted_as_the_kernel_learns_of_them(kernel: FakeKernel, imag
     assert kernel.opens() == 0
 
 
-def test_answers_are_counted(kernel: FakeKernel, image: Path) -> None:
-    """So that a keeper sees whether a server has got anywhere before it died."""
+def test_what_was_asked_and_answered_is_counted(kernel: FakeKernel, image: Path) -> None:
+    """So that a keeper sees whether a server got anywhere before it died. A FORGET asks nothing."""
     kernel.register(image)
-    before = struct.unpack("<Q", kernel.answered)[0]
     for _ in range(3):
         kernel.read(0, 10)
-    assert struct.unpack("<Q", kernel.answered)[0] == before + 3
+    assert struct.unpack("<QQ", kernel.progress) == (3, 3)
+    kernel.send(FORGET, bytes(8))
+    kernel.send(LOOKUP, b"name\0", node=1)
+    at_control_plane(kernel)
+    at_control_plane(kernel)
+    assert struct.unpack("<QQ", kernel.progress) == (4, 3)

@@ -50,6 +50,7 @@ def built(**changes: Any) -> dict[str, Any]:
             "source_kind": "directory",
             "lineage": info.Lineage(os.getpid(), 9, 1000.0, 0, None),
             "exchange": exchange(),
+            "memory": {"io_flusher": True, "locked": True, "oom_score_adj": -1000},
             "plane": PLANE,
             "latency_limits_ns": [1000, 1250],
             "closed": [],
@@ -118,6 +119,7 @@ def test_the_description_says_what_matters() -> None:
         "up 1 min 1 s",
         "FUSE 7.45",
         "max write 1 MiB",
+        "locked, an I/O flusher, oom_score_adj -1000",
         "1,234,567",
         "a.img",
     ):

@@ -168,11 +168,11 @@ def test_what_is_written_in_place_is_shared(ledger: Ledger) -> None:
     ledger.lookups[5] = 77
     memory, at = ledger.counters_place(3)
     memory[at : at + 4] = b"abcd"
-    memory, at = ledger.answered_place()
-    memory[at : at + 8] = struct.pack("<Q", 12)
+    memory, at = ledger.progress_place()
+    memory[at : at + 16] = struct.pack("<QQ", 13, 12)
     other = successor(ledger)
     assert other.lookups[5] == 77
-    assert module.answered(ledger.fd) == 12
+    assert module.progress(ledger.fd) == (13, 12)
     memory, at = other.counters_place(3)
     _, after = other.counters_place(4)
     assert memory[at : at + 4] == b"abcd"

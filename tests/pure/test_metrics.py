@@ -66,6 +66,7 @@ def told(**changes: Any) -> dict[str, Any]:
             "source_kind": "directory",
             "lineage": info.Lineage(os.getpid(), 9, 1000.5, 0, None),
             "exchange": None,
+            "memory": {"io_flusher": True, "locked": True, "oom_score_adj": -1000},
             "plane": PLANE,
             "latency_limits_ns": LATENCY_LIMITS_NS,
             "images": [image()],

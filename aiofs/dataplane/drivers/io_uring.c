@@ -10,11 +10,19 @@
  * would also ring for every entry that our own enter posts, so it is armed, by clearing
  * IORING_CQ_EVENTFD_DISABLED, only at the end of a reap that returned fewer than max, and disarmed by
  * the next call that enters the kernel to collect.
+ * Memory: what submitting takes of the kernel's memory is taken by the caller's thread, which must not wait for
+ * any (populate.h). So all requests of the kernel are allocated at open; it keeps them for the ring's life.
+ * What would block is done by the kernel's workers, and those are created in the caller's thread, too, and end when
+ * they have been idle for 5 s, all but one. So there is one, from the beginning: it only starts the I/O of O_DIRECT
+ * files, and what starting one waits for (the allocation of blocks) is done one after another anyway. FSYNC and
+ * FALLOCATE, which would keep it for long, are not among the operations here. A buffered file, whose I/O
+ * the worker does from beginning to end, gets the ring as many workers as the kernel thinks right.
  * Invariants: in_flight <= depth <= entries of the submission ring, so there is always an SQE and the
  * completion ring, twice as long, does not overflow. Entries that the kernel has not consumed (EAGAIN,
  * EBUSY) stay in the submission ring; every submit and reap tries again.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <liburing.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -26,6 +34,7 @@
 #include <unistd.h>
 
 #include "driver.h"
+#include "populate.h"
 
 /* Registered files at most; descriptors beyond it are used as they are. */
 #define SLOTS_MAX 4096u
@@ -42,6 +51,7 @@ struct aio {
     unsigned slots;     /* registered files: file < slots is one of them, file == slots is a plain fd */
     unsigned slots_free;
     int free[SLOTS_MAX];
+    unsigned workers; /* the kernel's limit on its workers, when we have lowered it */
 };
 
 /* Newest first; each step is what the kernel before that had. */
@@ -95,8 +105,7 @@ static void explain(int error, char *why, size_t size)
 
 static int uring_probe(char *why, size_t size)
 {
-    static const int needed[] = {IORING_OP_READ, IORING_OP_READV, IORING_OP_WRITE, IORING_OP_WRITEV,
-                                 IORING_OP_FSYNC, IORING_OP_FALLOCATE};
+    static const int needed[] = {IORING_OP_READ, IORING_OP_READV, IORING_OP_WRITE, IORING_OP_WRITEV};
     struct io_uring ring;
     int error = make_ring(&ring, 4);
     if (error < 0) {
@@ -131,9 +140,46 @@ static void register_table(struct aio *aio)
         aio->free[i] = (int)(slots - 1 - i);
 }
 
+/* Forget what the kernel has not consumed of the submission ring. */
+static void drop_rest(struct io_uring *ring)
+{
+    struct io_uring_sq *sq = &ring->sq;
+    unsigned head = __atomic_load_n(sq->khead, __ATOMIC_ACQUIRE);
+    sq->sqe_head = sq->sqe_tail = head;
+    __atomic_store_n(sq->ktail, head, __ATOMIC_RELEASE);
+}
+
+/* As many operations at once as there can ever be: the kernel keeps their memory for later ones. One is for a
+ * worker, which stays. What the kernel does not take here it will allocate when it is needed. */
+static int allocate(struct aio *aio)
+{
+    unsigned limits[2] = {1, 0}; /* for files and block devices; for others: as it is */
+    struct io_uring_sqe *sqe;
+    struct io_uring_cqe *cqe;
+    if (io_uring_register_iowq_max_workers(&aio->ring, limits) == 0) /* Linux 5.15 */
+        aio->workers = limits[0];
+    for (unsigned i = 0; i < aio->depth && (sqe = io_uring_get_sqe(&aio->ring)) != NULL; i++) {
+        io_uring_prep_nop(sqe);
+        if (i == 0)
+            io_uring_sqe_set_flags(sqe, IOSQE_ASYNC);
+    }
+    int submitted = io_uring_submit(&aio->ring);
+    drop_rest(&aio->ring);
+    while (submitted > 0) {
+        int error = io_uring_wait_cqe(&aio->ring, &cqe);
+        if (error < 0 && error != -EINTR && error != -EAGAIN && error != -EBUSY)
+            return error;
+        if (error == 0) {
+            io_uring_cqe_seen(&aio->ring, cqe);
+            submitted--;
+        }
+    }
+    return 0;
+}
+
 static int uring_open(struct aio **out, unsigned depth)
 {
-    struct aio *aio = calloc(1, sizeof *aio);
+    struct aio *aio = populated_calloc(1, sizeof *aio);
     if (aio == NULL)
         return -ENOMEM;
     aio->depth = depth;
@@ -146,6 +192,8 @@ static int uring_open(struct aio **out, unsigned depth)
     int error = make_ring(&aio->ring, depth);
     if (error == 0) {
         error = io_uring_register_eventfd(&aio->ring, aio->event_fd);
+        if (error == 0)
+            error = allocate(aio);
         if (error < 0)
             io_uring_queue_exit(&aio->ring);
     }
@@ -159,8 +207,19 @@ static int uring_open(struct aio **out, unsigned depth)
     return 0;
 }
 
+/* The first buffered file lifts the limit on workers. */
+static void heed_buffered(struct aio *aio, int fd)
+{
+    int flags = fcntl(fd, F_GETFL);
+    if (aio->workers == 0 || (flags >= 0 && (flags & O_DIRECT) != 0))
+        return;
+    (void)io_uring_register_iowq_max_workers(&aio->ring, (unsigned[2]){aio->workers, 0});
+    aio->workers = 0;
+}
+
 static int uring_attach(struct aio *aio, int fd)
 {
+    heed_buffered(aio, fd);
     if (aio->slots_free == 0)
         return (int)aio->slots;
     int slot = aio->free[aio->slots_free - 1];
@@ -191,11 +250,7 @@ static void prepare(struct aio *aio, struct io_uring_sqe *sqe, struct io *io)
     int fd = fixed ? io->file : io->fd;
     uint64_t offset = (uint64_t)io->offset;
     /* One segment needs no iovec to be copied in and checked. */
-    if (io->op == IO_FSYNC)
-        io_uring_prep_fsync(sqe, fd, IORING_FSYNC_DATASYNC);
-    else if (io->op == IO_FALLOCATE)
-        io_uring_prep_fallocate(sqe, fd, io->mode, io->offset, io->length);
-    else if (io->op == IO_READ && io->iovcnt == 1)
+    if (io->op == IO_READ && io->iovcnt == 1)
         io_uring_prep_read(sqe, fd, io->iov->iov_base, one_length(io), offset);
     else if (io->op == IO_READ)
         io_uring_prep_readv(sqe, fd, io->iov, (unsigned)io->iovcnt, offset);
@@ -220,8 +275,7 @@ static void refuse_rest(struct aio *aio, int error)
         io->next = aio->refused;
         aio->refused = io;
     }
-    sq->sqe_head = sq->sqe_tail = head;
-    __atomic_store_n(sq->ktail, head, __ATOMIC_RELEASE);
+    drop_rest(&aio->ring);
 }
 
 static unsigned ring_flags(const struct aio *aio)
@@ -337,7 +391,7 @@ static void uring_close(struct aio *aio)
 const struct driver driver_io_uring = {
     .name = "io_uring",
     .description = "io_uring: single issuer, deferred task work, registered files",
-    .operations = 1u << IO_READ | 1u << IO_WRITE | 1u << IO_FSYNC | 1u << IO_FALLOCATE,
+    .operations = 1u << IO_READ | 1u << IO_WRITE,
     .probe = uring_probe,
     .open = uring_open,
     .attach = uring_attach,

@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "driver.h"
+#include "populate.h"
 
 /* The head of the completion ring, at the address that io_setup returns (linux/fs/aio.c, aio_ring). The
  * magic number and incompat_features are there so that a process can check that it understands it. */
@@ -99,15 +100,15 @@ static void linux_close(struct aio *aio)
 
 static int linux_open(struct aio **out, unsigned depth)
 {
-    struct aio *aio = calloc(1, sizeof *aio);
+    struct aio *aio = populated_calloc(1, sizeof *aio);
     if (aio == NULL)
         return -ENOMEM;
     aio->depth = depth;
     aio->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     int error = aio->event_fd < 0 ? -errno : 0;
-    aio->iocbs = calloc(depth, sizeof *aio->iocbs);
-    aio->free = calloc(depth, sizeof(struct iocb *));
-    aio->pending = calloc(depth, sizeof(struct iocb *));
+    aio->iocbs = populated_calloc(depth, sizeof *aio->iocbs);
+    aio->free = populated_calloc(depth, sizeof(struct iocb *));
+    aio->pending = populated_calloc(depth, sizeof(struct iocb *));
     if (aio->iocbs == NULL || aio->free == NULL || aio->pending == NULL)
         error = -ENOMEM;
     if (error == 0)
@@ -119,8 +120,10 @@ static int linux_open(struct aio **out, unsigned depth)
     for (unsigned i = 0; i < depth; i++)
         aio->free[i] = &aio->iocbs[depth - 1 - i];
     struct ring *ring = (struct ring *)aio->context;
-    if (ring->magic == RING_MAGIC && ring->incompat_features == 0)
+    if (ring->magic == RING_MAGIC && ring->incompat_features == 0) {
         aio->ring = ring;
+        populate(ring, sizeof *ring + ring->nr * sizeof *ring->events);
+    }
     *out = aio;
     return 0;
 }

@@ -1,14 +1,15 @@
 /* threads.c -- the driver that is a pool of threads, each doing one system call at a time. It
  * runs on every Linux and does every operation.
  *
- * Threads: the caller's, and up to `limit` workers. One mutex guards everything under "queued" below; no
- * system call is made with it held but the creation of a worker. Finished ios go back without it, over
- * `done`, a list that workers push onto and that the caller takes whole.
+ * Threads: the caller's, up to `limit` workers, and the hirer, which creates them: that takes memory, and who
+ * submits must not wait for any (populate.h). One mutex guards everything under "queued" below; no system call
+ * is made with it held. Finished ios go back without it, over `done`, a list that workers push onto and that
+ * the caller takes whole.
  * States of an io: queued -> running (popped by a worker) -> done -> ready (taken by the caller, in the
  * order in which they finished) -> handed out by reap.
  * Ordering: workers pop in the order of submission, and one io at a time, at the last moment, so that a
  * sequential stream reaches the device in order; ios of one file run in parallel.
- * Invariants: idle + waking + busy workers == workers. Whenever something is queued and a worker is idle,
+ * Invariants: coming + idle + waking + busy workers == workers. Whenever something is queued and a worker is idle,
  * at least as many workers are waking as ios are queued: nothing waits while somebody sleeps. A worker
  * writes the eventfd when it finds `done` empty; who reaps until fewer than max come back has emptied it.
  */
@@ -17,6 +18,7 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -26,6 +28,7 @@
 #include <unistd.h>
 
 #include "driver.h"
+#include "populate.h"
 
 /* The most that run at once. Random 4 KiB O_DIRECT reads, in 1,000 IOPS, on 2 cores (Linux AIO: 62 at depth 32,
  * 75-84 at 128): at depth 128, 16 workers do 45-63, 32 do 60-67, 64 do 69-73; at depth 32 the limit is the
@@ -35,6 +38,7 @@
 /* A worker calls into the kernel with a handful of words on its stack; the rest is for the static
  * thread-local storage of whatever else is loaded into the process, which glibc takes from the stack. */
 #define WORKER_STACK_BYTES ((size_t)128 << 10)
+#define WORKER_STACK_USED ((size_t)8 << 10)
 
 struct aio {
     int event_fd;
@@ -49,9 +53,15 @@ struct aio {
     struct io **last;
     unsigned queued;
     unsigned idle;   /* workers asleep and not told to wake */
-    unsigned waking; /* workers told to wake, or created, that have not looked at the queue since */
+    unsigned waking; /* workers told to wake that have not looked at the queue since */
+    unsigned coming; /* workers asked for that are not there yet */
     unsigned workers;
     bool stop;
+
+    sem_t vacancies; /* once for each worker that the hirer is to create */
+    pthread_t hirer;
+    bool has_hirer;
+    unsigned hired; /* threads[0..hired) are there: the hirer's */
 
     _Alignas(64) _Atomic unsigned tokens;  /* one for each worker told to wake; they sleep on it */
     _Alignas(64) struct io *_Atomic done; /* finished, newest first */
@@ -124,8 +134,9 @@ static void *work(void *argument)
     struct aio *aio = argument;
     struct io *io;
     pthread_setname_np(pthread_self(), "aiofs-io");
+    populate_stack(WORKER_STACK_USED);
     pthread_mutex_lock(&aio->lock);
-    aio->waking--;
+    aio->coming--;
     pthread_mutex_unlock(&aio->lock);
     while ((io = next_io(aio)) != NULL) {
         io->result = io_perform(io);
@@ -134,15 +145,40 @@ static void *work(void *argument)
     return NULL;
 }
 
-/* One more worker. Lock held. */
+/* One more worker, which counts as coming. -errno: it does not come. */
 static int hire(struct aio *aio)
 {
-    int error = pthread_create(&aio->threads[aio->workers], &aio->attr, work, aio);
-    if (error != 0)
-        return -error;
-    aio->workers++;
-    aio->waking++;
-    return 0;
+    int error = pthread_create(&aio->threads[aio->hired], &aio->attr, work, aio);
+    if (error == 0) {
+        aio->hired++;
+        return 0;
+    }
+    pthread_mutex_lock(&aio->lock);
+    aio->coming--;
+    aio->workers--;
+    pthread_mutex_unlock(&aio->lock);
+    return -error;
+}
+
+static bool is_stopping(struct aio *aio)
+{
+    pthread_mutex_lock(&aio->lock);
+    bool stop = aio->stop;
+    pthread_mutex_unlock(&aio->lock);
+    return stop;
+}
+
+static void *hire_workers(void *argument)
+{
+    struct aio *aio = argument;
+    pthread_setname_np(pthread_self(), "aiofs-hirer");
+    for (;;) {
+        while (sem_wait(&aio->vacancies) < 0)
+            ; /* EINTR */
+        if (is_stopping(aio))
+            return NULL;
+        (void)hire(aio); /* refused: those that are there do it, and the next submit asks again */
+    }
 }
 
 /* ---- the caller's side ---- */
@@ -167,22 +203,34 @@ static int set_attributes(pthread_attr_t *attr)
     return -error;
 }
 
+static void free_all(struct aio *aio)
+{
+    pthread_mutex_destroy(&aio->lock);
+    sem_destroy(&aio->vacancies);
+    pthread_attr_destroy(&aio->attr);
+    close(aio->event_fd);
+    free(aio);
+}
+
 static void threads_close(struct aio *aio)
 {
     pthread_mutex_lock(&aio->lock);
     assert(aio->queued == 0);
-    unsigned idle = aio->idle;
     aio->stop = true;
+    pthread_mutex_unlock(&aio->lock);
+    if (aio->has_hirer) {
+        sem_post(&aio->vacancies);
+        pthread_join(aio->hirer, NULL);
+    }
+    pthread_mutex_lock(&aio->lock);
+    unsigned idle = aio->idle;
     aio->waking += idle;
     aio->idle = 0;
     pthread_mutex_unlock(&aio->lock);
     wake(aio, idle);
-    for (unsigned i = 0; i < aio->workers; i++)
+    for (unsigned i = 0; i < aio->hired; i++)
         pthread_join(aio->threads[i], NULL);
-    pthread_mutex_destroy(&aio->lock);
-    pthread_attr_destroy(&aio->attr);
-    close(aio->event_fd);
-    free(aio);
+    free_all(aio);
 }
 
 static int threads_open(struct aio **out, unsigned depth)
@@ -199,17 +247,19 @@ static int threads_open(struct aio **out, unsigned depth)
         return error;
     }
     pthread_mutex_init(&aio->lock, NULL);
+    sem_init(&aio->vacancies, 0, 0);
     int error = set_attributes(&aio->attr);
     /* The first worker now: with one there, a later refusal of another only costs speed. */
-    if (error == 0) {
-        pthread_mutex_lock(&aio->lock);
+    aio->workers = aio->coming = 1;
+    if (error == 0)
         error = hire(aio);
-        pthread_mutex_unlock(&aio->lock);
-    }
     if (error < 0) {
-        threads_close(aio);
+        free_all(aio);
         return error;
     }
+    aio->has_hirer = pthread_create(&aio->hirer, &aio->attr, hire_workers, aio) == 0;
+    if (!aio->has_hirer)
+        aio->limit = 1;
     *out = aio;
     return 0;
 }
@@ -227,19 +277,21 @@ static void threads_detach(struct aio *aio, int file)
     (void)file;
 }
 
-/* How many sleepers to wake for what is queued; hires when there are too few. Lock held. Workers that
- * are on their way count: a busy one may empty the queue before they come. */
-static unsigned call_workers(struct aio *aio)
+/* How many sleepers to wake for what is queued; asks for more workers when there are too few. Lock held.
+ * Workers that are on their way count: a busy one may empty the queue before they come. */
+static unsigned call_workers(struct aio *aio, unsigned *asked)
 {
+    *asked = 0;
     if (aio->queued <= aio->waking)
         return 0;
     unsigned missing = aio->queued - aio->waking;
     unsigned woken = missing < aio->idle ? missing : aio->idle;
     aio->idle -= woken;
     aio->waking += woken;
-    for (missing -= woken; missing > 0 && aio->workers < aio->limit; missing--)
-        if (hire(aio) < 0)
-            break;
+    for (missing -= woken; missing > aio->coming && aio->workers < aio->limit; (*asked)++) {
+        aio->coming++;
+        aio->workers++;
+    }
     return woken;
 }
 
@@ -256,10 +308,12 @@ static int threads_submit(struct aio *aio, struct io *const *ios, int n)
     *aio->last = ios[0];
     aio->last = &ios[n - 1]->next;
     aio->queued += (unsigned)n;
-    unsigned woken = call_workers(aio);
+    unsigned asked, woken = call_workers(aio, &asked);
     pthread_mutex_unlock(&aio->lock);
     if (woken > 0)
         wake(aio, woken);
+    for (; asked > 0; asked--)
+        sem_post(&aio->vacancies);
     return n;
 }
 
