@@ -1,4 +1,4 @@
-"""scripts/check --mutants: the table fits the sources, and only a test that fails by assertion catches one."""
+"""scripts/check --mutants: the table fits the sources, and only a failed assertion counts as a catch."""
 
 from __future__ import annotations
 
