@@ -17,13 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from aiofs.dataplane.build import CFLAGS, LIBRARIES, write_glue
+from aiofs.dataplane.build import CFLAGS, LIBRARIES, added_flags, write_glue
 
 from .table import Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
-COPIED = ("aiofs", "tests", "scripts", "pyproject.toml")
-NOT_COPIED = shutil.ignore_patterns("*.so", "*.o", "__pycache__", "_plane.c")
+NOT_COPIED = shutil.ignore_patterns(
+    ".*", "build", "bench-results", "*.egg-info", "*.so", "*.o", "__pycache__", "_plane.c"
+)
 
 LEFT_BY_TESTS = ("tmp", "report.xml", "__pycache__")
 
@@ -63,13 +64,7 @@ class Tree:
     def copy(cls, path: Path) -> Tree:
         """The project as it is, built."""
         tree = cls(path)
-        path.mkdir()
-        for name in COPIED:
-            source = ROOT / name
-            if source.is_dir():
-                shutil.copytree(source, path / name, ignore=NOT_COPIED)
-            else:
-                shutil.copy2(source, path / name)
+        shutil.copytree(ROOT, path, ignore=NOT_COPIED, symlinks=True)
         write_glue(tree._plane / "_plane.c")
         tree._compile(sorted([*tree._plane.glob("*.c"), *tree._plane.glob("drivers/*.c")]))
         tree._link()
@@ -90,15 +85,8 @@ class Tree:
         return tree
 
     def _compile(self, sources: Sequence[Path]) -> None:
-        command = [
-            "cc",
-            *CFLAGS,
-            "-w",
-            "-fPIC",
-            f"-I{self._plane}",
-            f"-I{sysconfig.get_path('include')}",
-            "-c",
-        ]
+        include = [f"-I{self._plane}", f"-I{sysconfig.get_path('include')}"]
+        command = ["cc", *CFLAGS, *added_flags(), "-w", "-fPIC", *include, "-c"]
 
         def compile_one(source: Path) -> None:
             _call([*command, str(source), "-o", str(source.with_suffix(".o"))])
@@ -111,7 +99,7 @@ class Tree:
         module.unlink(missing_ok=True)
         objects = sorted(map(str, [*self._plane.glob("*.o"), *self._plane.glob("drivers/*.o")]))
         libraries = [f"-l{name}" for name in LIBRARIES]
-        _call(["cc", "-shared", *objects, "-o", str(module), *libraries])
+        _call(["cc", "-shared", *added_flags(), *objects, "-o", str(module), *libraries])
 
     def run(self, tests: Sequence[str]) -> dict[str, Verdict]:
         """The verdict of each test (pytest's node id)."""

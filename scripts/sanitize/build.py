@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from aiofs.dataplane.build import CFLAGS, LIBRARIES, WARNINGS, sources
+from aiofs.dataplane.build import CFLAGS, LIBRARIES, WARNINGS, added_flags, sources
 
 ROOT = Path(__file__).resolve().parents[2]
 HARNESS = ROOT / "tests" / "harness"
@@ -31,13 +31,18 @@ class Build:
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
+        flags = [*flags, *added_flags()]
         self._command = [compiler, *STANDARD, *WARNINGS, *flags, f"-I{PLANE}", f"-I{HARNESS}"]
         self._link_flags = [*flags, *link_flags]
         self._plane = self._compile([ROOT / source for source in sources()])
 
     def harness(self) -> Path:
         """The fake kernel with its model: DIRECTORY SEED OPERATIONS DRIVER..."""
-        return self._link("harness", [*self._plane, *self._compile(sorted(HARNESS.glob("*.c")))])
+        objects = [*self._plane, *self._compile(sorted(HARNESS.glob("*.c")))]
+        wrapped = re.findall(
+            r"^(?:NEEDS|MAY_WAIT)\([^,]+, (\w+),", (HARNESS / "refusals.c").read_text(), re.M
+        )
+        return self._link("harness", objects, [f"-Wl,--wrap={name}" for name in wrapped])
 
     def target(self, name: str, *more: Path) -> Path:
         """One of the fuzz targets, with a main() of its own or libFuzzer's."""
@@ -56,10 +61,20 @@ class Build:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             return list(pool.map(one, files))
 
-    def _link(self, name: str, objects: Sequence[Path]) -> Path:
+    def _link(self, name: str, objects: Sequence[Path], options: Sequence[str] = ()) -> Path:
         program = self.directory / name
         libraries = [f"-l{library}" for library in LIBRARIES]
-        _call([self._command[0], *self._link_flags, *map(str, objects), "-o", str(program), *libraries])
+        _call(
+            [
+                self._command[0],
+                *self._link_flags,
+                *options,
+                *map(str, objects),
+                "-o",
+                str(program),
+                *libraries,
+            ]
+        )
         return program
 
 

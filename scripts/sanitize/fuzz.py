@@ -117,8 +117,9 @@ def plane_seeds() -> Iterator[bytes]:
         for opcode, body in bodies():
             yield served + message(opcode, body, node=1) + command(3, size=2) + command(2)
     yield command(3, size=3) + command(3, node=0, size=2) + command(4) + record(RAW_COMMAND, bytes(5))
+    yield message(BATCH_FORGET, struct.pack("<II", (1 << 32) - 1, 0) + bytes(32))  # more than it holds
     yield record(RAW_MESSAGE, bytes(20)) + record(RAW_REPLY, bytes(7))
-    yield message(BATCH_FORGET, struct.pack("<II", 3000, 0)).replace(b"\x08\x00", b"\xc0\xbb", 1)
+    yield record(MESSAGE, bytes([BATCH_FORGET, 2, 6]) + struct.pack("<II", 3000, 0), 8 + 3000 * 16)
 
 
 TARGETS = (Target("parser", parser_seeds, 300), Target("plane", plane_seeds, 4000))

@@ -45,7 +45,7 @@ SANITIZERS = (
         "thread",
         ("-O1", "-fsanitize=thread"),
         operations=10000,
-        environment={"TSAN_OPTIONS": f"suppressions={HARNESS / 'tsan.supp'} halt_on_error=1"},
+        environment={"TSAN_OPTIONS": "halt_on_error=1"},
         left_out={
             "posix": "glibc starts the threads of its POSIX AIO behind the sanitizer's back (not through the "
             "pthread_create that it watches), and their first malloc (aio_notify.c) crashes in its allocator"

@@ -5,6 +5,7 @@
 #include "contract.h"
 #include "exercise.h"
 #include "kernel.h"
+#include "refusals.h"
 
 int main(int argc, char **argv)
 {
@@ -23,7 +24,10 @@ int main(int argc, char **argv)
         }
         fprintf(stderr, "%s, seed %lu: ", argv[i], (unsigned long)seed); /* the line that a failure ends */
         random_seed(seed);
+        refusals_disturb(37);
         exercise_plane(argv[1], argv[i], operations);
+        refusals_disturb(0);
+        exercise_refusals(argv[1], argv[i]);
         exercise_queue(argv[1], argv[i], operations / 4);
         exercise_measure(argv[1], argv[i]);
         fprintf(stderr, "%u operations, every byte as it should be\n", operations);
