@@ -90,12 +90,12 @@ MUTANTS = (
         f"{RULES}::test_the_sticky_error_outlives_the_registration",
     ),
     Mutant(
-        "poison-lost-at-release",
-        "the control plane hands a failed fdatasync on to the next registration",
+        "poison-lost-at-restart",
+        "a failed fdatasync outlives the server that was told of it",
         "aiofs/images.py",
-        "self._sticky[image.node.ino] = (image.node.generation, error)",
-        "pass",
-        "tests/parts/test_images.py::test_an_fsync_error_is_handed_to_the_next_registration",
+        "sticky = -image.counters.memory.sticky_error",
+        "sticky = 0",
+        "tests/parts/test_restore.py::test_open_images_are_opened_again[True]",
     ),
     # -- whole answers --
     Mutant(
@@ -293,9 +293,10 @@ MUTANTS = (
     Mutant(
         "no-lock-at-open",
         "an image is locked while it is open",
-        "aiofs/images.py",
-        "            await self._lock(image.fd, image.name, write)\n",
-        "",
+        "aiofs/backing.py",
+        "            if write:\n                locks.lock_for_writing(fd)\n"
+        "            else:\n                locks.lock_for_reading(fd)\n",
+        "            pass\n",
         "tests/parts/test_images.py::test_an_image_locked_elsewhere_is_busy_and_the_holder_is_named",
     ),
     Mutant(
@@ -310,8 +311,33 @@ MUTANTS = (
         "foreign-file-opened",
         "what is opened by its name is the file that was looked up",
         "aiofs/nodes.py",
-        "return node.ino == st.ino and node.generation == generation_of(st)",
-        "return True",
+        "same_file = node.ino == st.ino and node.generation == generation_of(st)",
+        "same_file = True",
         "tests/parts/test_nodes.py::test_a_renamed_image_is_not_opened_under_the_name_another_file_took",
+    ),
+    # -- one server after another --
+    Mutant(
+        "fence-off",
+        "a server waits for the last I/O of the one before it",
+        "aiofs/backing.py",
+        "            except locks.LockConflict:\n                pass\n",
+        "            except locks.LockConflict:\n                return\n",
+        "tests/parts/test_restore.py::test_the_locks_of_the_dead_are_waited_for",
+    ),
+    Mutant(
+        "served-too-early",
+        "a server reads nothing from the kernel before it has the images back",
+        f"{PLANE}/dataplane.c",
+        "    if (plane->held)\n        return 0;\n",
+        "",
+        "tests/plane/test_takeover.py::test_nothing_is_read_before_it_is_to_serve",
+    ),
+    Mutant(
+        "resend-not-told",
+        "the control plane learns that a message was sent before",
+        f"{PLANE}/forward.c",
+        "    if (message->unique & WIRE_RESENT)\n        protocol_mark_resent(r->head);\n",
+        "",
+        "tests/plane/test_takeover.py::test_the_control_plane_learns_that_a_message_was_sent_before",
     ),
 )

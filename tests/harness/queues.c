@@ -75,8 +75,11 @@ static void submit(void)
 static void reap(int wait)
 {
     aiofs_io done[8];
-    int32_t n = aiofs_queue_reap(queue, done, 8, wait ? PATIENCE_MS : 0);
+    int32_t n;
 
+    do
+        n = aiofs_queue_reap(queue, done, 8, wait ? PATIENCE_MS : 0);
+    while (n == -EINTR);
     if (n < 0 || (wait && n == 0))
         fail("reap: %d", n);
     for (int32_t i = 0; i < n; i++) {
@@ -123,6 +126,8 @@ static void misuse(void)
 
 void exercise_queue(const char *directory, const char *driver, unsigned operations)
 {
+    int error;
+
     aiofs_fault_reset();
     file = scratch_file(directory);
     for (unsigned i = 0; i < SLOTS; i++) {
@@ -141,8 +146,11 @@ void exercise_queue(const char *directory, const char *driver, unsigned operatio
             misuse();
         reap(one_in(3) && aiofs_queue_in_flight(queue) > 0);
     }
-    if (aiofs_queue_flush(queue, PATIENCE_MS))
-        fail("flush failed");
+    do
+        error = aiofs_queue_flush(queue, PATIENCE_MS);
+    while (error == -EINTR);
+    if (error)
+        fail("flush: %d", error);
     while (aiofs_queue_in_flight(queue) > 0)
         reap(1);
     if (aiofs_queue_detach(queue, file) || aiofs_queue_close(queue))
