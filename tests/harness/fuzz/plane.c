@@ -70,7 +70,9 @@ static void take_all(int leave_forward)
 
         assert((size_t)size >= sizeof header);
         memcpy(&header, bytes, sizeof header);
-        assert(header.len == (size_t)size && header.error <= 2); /* 2: an invalidation */
+        assert(header.len == (size_t)size);
+        /* An answer; or a notification: an invalidation, or AIOFS_SERVE's wish for a resend. */
+        assert(header.error <= 0 || (!header.unique && (header.error == 2 || header.error == 7)));
     }
     while ((size = recv(pairs[2][0], bytes, sizeof bytes, MSG_DONTWAIT)) > 0)
         assert(size == sizeof(aiofs_answer));
