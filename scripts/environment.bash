@@ -4,6 +4,7 @@
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=$ROOT/.venv
 BUILD_PACKAGES=(gcc libc6-dev pkg-config fuse3 liburing-dev libaio-dev libfuse3-dev)
+SANITIZE_PACKAGES=(clang libclang-rt-14-dev valgrind libc6-dbg) # valgrind needs the loader's symbols
 PYTHON_PACKAGES=(python3 python3-venv python3-dev)
 
 say() { printf '%s\n' "$*"; }

@@ -17,6 +17,20 @@ import pytest
 from mounting import MountedFs, is_mounted, require_mounts, unmount
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--long: the nightly tests, too."""
+    parser.addoption("--long", action="store_true", help="run tests marked `long`, and others for longer")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without --long those that are marked so are skipped."""
+    if config.getoption("--long"):
+        return
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="takes long: scripts/test --long runs it"))
+
+
 @pytest.fixture
 def fuse() -> None:
     """For tests that mount by themselves: skips where nothing can be mounted."""

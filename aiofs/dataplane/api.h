@@ -37,7 +37,8 @@ int32_t aiofs_queue_detach(aiofs_queue *q, int32_t fd);
 /* Accepts a prefix of ios[0..n) and returns its length; fewer than n: the queue is full. An id that is
  * in flight is refused with -EEXIST (nothing accepted), an fd not attached with -EBADF. */
 int32_t aiofs_queue_submit(aiofs_queue *q, const aiofs_io *ios, uint32_t n);
-/* Up to max finished ios into out, waiting up to timeout_ms (-1: no limit, 0: not at all) for the first. */
+/* Up to max finished ios into out, waiting up to timeout_ms (-1: no limit, 0: not at all) for the first.
+ * -EINTR: a signal, or the kernel's own work for a ring, ended the wait early; so for flush. */
 int32_t aiofs_queue_reap(aiofs_queue *q, aiofs_io *out, uint32_t max, int32_t timeout_ms);
 /* Wait until everything accepted has finished; the results stay to be reaped. 0 or -ETIME. */
 int32_t aiofs_queue_flush(aiofs_queue *q, int32_t timeout_ms);

@@ -27,6 +27,11 @@ def sources() -> list[str]:
     return [str(p.relative_to(ROOT)) for p in found]
 
 
+def added_flags() -> list[str]:
+    """Compiler flags from AIOFS_CFLAGS, to be added to ours."""
+    return os.environ.get("AIOFS_CFLAGS", "").split()
+
+
 def write_glue(path: Path) -> None:
     """Write the C source of the cffi module for api.h."""
     ffi = FFI()
@@ -47,5 +52,6 @@ class build_ext(_build_ext):
         ext.libraries = LIBRARIES
         # The glue is cffi's code: it gets our standard but not our warnings, which are for our own files
         # (scripts/check compiles those with -Werror).
-        ext.extra_compile_args = [*CFLAGS, *os.environ.get("AIOFS_CFLAGS", "").split()]
+        ext.extra_compile_args = [*CFLAGS, *added_flags()]
+        ext.extra_link_args = added_flags()
         super().build_extension(ext)

@@ -223,7 +223,8 @@ static int watch(struct queue *q)
     int n = queue_event_fds(q, fds);
     for (int i = 0; i < n; i++) {
         struct epoll_event event = {.events = EPOLLIN | EPOLLET};
-        if (epoll_ctl(q->epoll_fd, EPOLL_CTL_ADD, fds[i], &event) < 0)
+        /* EEXIST: an earlier try got as far as this one, and no further. */
+        if (epoll_ctl(q->epoll_fd, EPOLL_CTL_ADD, fds[i], &event) < 0 && errno != EEXIST)
             return -errno;
     }
     q->watching = true;

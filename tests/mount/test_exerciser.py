@@ -1,7 +1,8 @@
 """The exerciser on a real mount: every driver, direct and buffered images; and on files that lie, to see
 that it would notice.
 
-AIOFS_SEED=n chooses other operations, AIOFS_OPERATIONS=n another number of them for each mount.
+AIOFS_SEED=n chooses other operations, AIOFS_OPERATIONS=n another number of them for each mount; --long does
+100,000.
 """
 
 from __future__ import annotations
@@ -16,8 +17,13 @@ from exerciser import Exerciser, Mismatch
 from mounting import MountedFs
 
 SEED = int(os.environ.get("AIOFS_SEED", "2008"))
-OPERATIONS = int(os.environ.get("AIOFS_OPERATIONS", "10000"))
-"""For each mount: 20,000 for each driver."""
+
+
+@pytest.fixture
+def operations(request: pytest.FixtureRequest) -> int:
+    """For each mount; a driver has two of them."""
+    usual = "100000" if request.config.getoption("--long") else "10000"
+    return int(os.environ.get("AIOFS_OPERATIONS", usual))
 
 
 @pytest.mark.parametrize("cache", ["none", "writeback"])
@@ -27,10 +33,11 @@ def test_an_image_is_what_was_written_to_it(
     driver: str,
     cache: str,
     need_direct: Callable[[str], str],
+    operations: int,
 ) -> None:
     """After any order of reads, writes, mappings, truncations, bursts and re-opens, from both sides."""
     fs = mounted(image_dir, "--aio", driver, "--cache", need_direct(cache))
-    Exerciser(fs.path / "a.img", image_dir / "a.img", SEED).run(OPERATIONS)
+    Exerciser(fs.path / "a.img", image_dir / "a.img", SEED).run(operations)
     assert fs.info()["driver"] == driver
 
 

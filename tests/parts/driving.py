@@ -15,6 +15,8 @@ from typing import Any
 
 from cffi import FFI
 
+from aiofs.dataplane.build import added_flags
+
 SOURCES = Path(__file__).resolve().parents[2] / "aiofs" / "dataplane"
 
 READ, WRITE, FSYNC, TRUNCATE, FALLOCATE, SEEK = range(6)
@@ -31,7 +33,7 @@ class Drivers:
     def __init__(self, directory: Path) -> None:
         path = directory / "drivers.so"
         sources = [SOURCES / "queue.c", SOURCES / "populate.c", *sorted(SOURCES.glob("drivers/*.c"))]
-        flags = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-fPIC", "-shared", f"-I{SOURCES}"]
+        flags = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-fPIC", "-shared", f"-I{SOURCES}", *added_flags()]
         command = ["cc", *flags, *map(str, sources), "-o", str(path), "-luring", "-laio"]
         subprocess.run(command, check=True)
         self.ffi: Any = FFI()

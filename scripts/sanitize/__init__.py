@@ -1,0 +1,5 @@
+"""scripts/check --sanitize: the data plane without Python, under sanitizers and valgrind, and fuzzed.
+
+The programs are tests/harness/: a fake kernel that checks every byte, and fuzz targets. build.py compiles
+them, harness.py runs the one and fuzz.py the others; __main__.py is the command line.
+"""

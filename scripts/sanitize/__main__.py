@@ -1,0 +1,89 @@
+"""The command line of scripts/check --sanitize."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import fuzz, harness
+from .build import ROOT, Build, CannotBuild
+
+KEPT = ROOT / "build" / "fuzz"
+"""Inputs that ended a target badly."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run everything, or one part. 0: nothing was found; 1: something was; 2: it could not be built."""
+    options = _parser().parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="aiofs-sanitize-") as name:
+        directory = Path(name)
+        try:
+            sound = True
+            if not options.fuzz_only:
+                sound = _sanitize(options, directory)
+            return 0 if _fuzz(options.fuzz, directory) and sound else 1
+        except CannotBuild as error:
+            print(error, file=sys.stderr)
+            return 2
+
+
+def _sanitize(options: argparse.Namespace, directory: Path) -> bool:
+    files = directory / "images"
+    files.mkdir()
+    sound = True
+    for sanitizer in harness.SANITIZERS:
+        operations = options.operations or sanitizer.operations
+        print(
+            f"== {sanitizer.name}: seed {options.seed}, {operations} operations for each driver", flush=True
+        )
+        build = Build(directory / sanitizer.name, "gcc", sanitizer.flags)
+        for ran in harness.run(sanitizer, build, options.seed, operations, files):
+            if ran.left_out:
+                print(f"{ran.driver:9} left out: {ran.left_out}")
+            elif ran.problem:
+                sound = False
+                print(f"{ran.driver:9} FAILED\n{ran.problem}")
+            else:
+                print(f"{ran.driver:9} nothing found, {ran.seconds:.1f} s", flush=True)
+    return sound
+
+
+def _fuzz(seconds: int, directory: Path) -> bool:
+    sound = True
+    print(f"== fuzzing: {seconds} s for each target", flush=True)
+    build = Build(directory / "fuzzer", "clang", fuzz.FUZZER_FLAGS, ("-fsanitize=fuzzer",))
+    for target in fuzz.TARGETS:
+        done = fuzz.fuzz(build, target, directory, KEPT, seconds)
+        if done.problem:
+            sound = False
+            print(f"{done.target:9} FAILED\n{done.problem}")
+            for path in done.inputs:
+                print(f"input kept as {path.relative_to(ROOT)}: {path.read_bytes().hex()}")
+                print(f"a regression test as tests/harness/fuzz/found/{done.target}/NAME")
+        else:
+            print(f"{done.target:9} nothing found in {done.runs:,} runs", flush=True)
+    return sound
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="scripts/check --sanitize",
+        description="The data plane without Python: every driver under ASan with UBSan, TSan and valgrind, "
+        "and fuzzed.",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=2008, help="of the random operations (default: %(default)s)"
+    )
+    parser.add_argument("--operations", type=int, help="for each driver (default: some seconds' worth)")
+    parser.add_argument(
+        "--fuzz", type=int, default=10, metavar="SECONDS", help="for each target (default: %(default)s)"
+    )
+    parser.add_argument("--fuzz-only", action="store_true", help="no sanitizers")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
