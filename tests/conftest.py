@@ -17,6 +17,17 @@ import pytest
 from mounting import MountedFs, is_mounted, require_mounts, unmount
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Tests that take minutes run with this alone."""
+    parser.addoption("--long", action="store_true", help="run the tests that take minutes as well")
+
+
+@pytest.fixture
+def long(request: pytest.FixtureRequest) -> bool:
+    """Whether the tests that take minutes run as well."""
+    return bool(request.config.getoption("--long"))
+
+
 @pytest.fixture
 def fuse() -> None:
     """For tests that mount by themselves: skips where nothing can be mounted."""
