@@ -194,8 +194,7 @@ def _read(path: Path) -> Results:
 def _target_list(words: str) -> list[Target]:
     """The targets that match, and the baselines that their ratios need."""
     wanted = _matching(words, [target.name for target in TARGETS])
-    loops = {target.on_loop for target in TARGETS if target.name in wanted}
-    wanted |= {"loop-raw" if on_loop else "raw" for on_loop in loops}
+    wanted |= {target.place.baseline for target in TARGETS if target.name in wanted}
     return [target for target in TARGETS if target.name in wanted]
 
 
