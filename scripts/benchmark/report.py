@@ -52,7 +52,7 @@ def settings_line(results: Results) -> str:
 def _workload_block(results: Results, workload: Workload) -> Iterator[str]:
     base = workload.place.baseline
     heads = f"{'IOPS':>10}{'MB/s':>8}{'us':>8}{'/ ' + base:>12}{'lowest-highest':>17}{'CPU us/IO':>11}"
-    yield f"{workload.title:36}{heads}"
+    yield f"{workload.title:38}{heads}"
     for target in results.targets():
         cells = list(results.of(target, workload.name).values())
         if cells:
@@ -87,7 +87,7 @@ def _comparisons(results: Results) -> Iterator[str]:
         yield f"{ours} / {theirs}"
         for workload in results.workloads():
             if spread := results.ratio(ours, theirs, workload.name):
-                yield f"  {workload.title:36}{_ratio(spread):>23}"
+                yield f"  {workload.title:38}{_ratio(spread):>23}"
 
 
 def _cost_lines(costs: Costs) -> Iterator[str]:
