@@ -19,6 +19,13 @@ from benchmark.processes import TargetError, mounted
 from benchmark.workloads import WORKLOADS, Place, fio_command, read_fio
 
 SIZE = 64 << 20
+WORDS = {
+    Place.FILE: "--filename={}/disk.img",
+    Place.LOOP: "--filename=/dev/loop",
+    Place.EXT4: "--filename={}/ext4.",
+    Place.GUEST: "if=virtio,file={}/disk.img",
+}
+"""How a word of the command begins that runs fio there."""
 
 
 @pytest.mark.parametrize("place", Place)
@@ -38,6 +45,7 @@ def test_fio_runs_there_and_nothing_is_left(tmp_path: Path, place: Place) -> Non
         return fio_command(workload, path, size=size, runtime_s=0.2, engine="libaio", seed=1)
 
     with prepared(place, image, SIZE, tmp_path, fio) as command:
+        assert any(word.startswith(WORDS[place].format(tmp_path)) for word in command)
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
         made = [path for path in tmp_path.glob("*/*") if mounted(path)]
         assert bool(made) == (place is Place.EXT4)
