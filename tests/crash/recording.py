@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from bisect import bisect_right
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +16,9 @@ from commits import Worker, workers
 from crashlog import Event, unpack
 from mounting import TIMEOUT_S, MountedFs, is_mounted, run_aiofs, unmount
 from recorder import NAME
+from waiting import wait_until
 
 IMAGE_BYTES = 24 << 20
-LOOK_EVERY_S = 0.02
 MKFS = ("mkfs.ext4", "-q", "-F", "-b", "4096", "-J", "size=4")
 COMPLETE = ("-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard")
 
@@ -76,11 +75,8 @@ class Recorder:
 
     def wait_ready(self) -> None:
         """Return when it is mounted."""
-        deadline = time.monotonic() + TIMEOUT_S
-        while not is_mounted(self.mountpoint):
-            assert self._process.poll() is None, "the recorder has ended"
-            assert time.monotonic() < deadline, f"the recorder has not mounted after {TIMEOUT_S} s"
-            time.sleep(LOOK_EVERY_S)
+        wait_until(lambda: is_mounted(self.mountpoint) or self._process.poll() is not None, TIMEOUT_S)
+        assert self._process.poll() is None, "the recorder has ended"
 
     def clean_up(self) -> None:
         """Unmount; it ends."""
