@@ -88,7 +88,7 @@ borrow_kernel() {
     package=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null |
         awk '$1 == "Depends:" && $2 ~ /^linux-image-[0-9]/ {print $2}')
     say "Borrowing the kernel of ${package:=linux-image-cloud-amd64} for virtual machines"
-    unpack "$package" "$VENV/guest" || say "It cannot be fetched: tests with virtual machines will be skipped."
+    unpack "$package" "$VENV/guest" || say "It cannot be fetched: nothing can be done with virtual machines."
 }
 
 # Run a command silently; show what it printed only when it fails.

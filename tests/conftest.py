@@ -32,6 +32,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture
+def long(request: pytest.FixtureRequest) -> bool:
+    """Whether the tests that take minutes run as well."""
+    return bool(request.config.getoption("--long"))
+
+
+@pytest.fixture
 def fuse() -> None:
     """For tests that mount by themselves: skips where nothing can be mounted."""
     require_mounts()

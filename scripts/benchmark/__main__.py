@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
         description="Measure aiofs beside the raw image, qemu-storage-daemon and nbdfuse, in one run, "
-        "interleaved, all on one image of --size. It takes about 13 minutes. The results go to "
+        "interleaved, all on one image of --size. It takes about 18 minutes. The results go to "
         "bench-results/DATE.json.",
         epilog="targets: "
         + " ".join(t.name for t in TARGETS)
@@ -194,8 +194,7 @@ def _read(path: Path) -> Results:
 def _target_list(words: str) -> list[Target]:
     """The targets that match, and the baselines that their ratios need."""
     wanted = _matching(words, [target.name for target in TARGETS])
-    loops = {target.on_loop for target in TARGETS if target.name in wanted}
-    wanted |= {"loop-raw" if on_loop else "raw" for on_loop in loops}
+    wanted |= {target.place.baseline for target in TARGETS if target.name in wanted}
     return [target for target in TARGETS if target.name in wanted]
 
 

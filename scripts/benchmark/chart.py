@@ -9,23 +9,21 @@ from dataclasses import dataclass
 from aiofs import svg as draw
 from aiofs.svg import BLUE, FAINT, GREY, INK, LEFT, LIGHT_BLUE, ORANGE, RIGHT, WIDTH
 
-from .results import IO_URING, Results, baseline
-from .workloads import Workload
+from .results import IO_URING, Results
+from .workloads import Place, Workload
 
 
 @dataclass(frozen=True)
 class Series:
-    """One colour of bars."""
+    """One colour of bars. Where fio is not on the file itself, the first one's is that of the place."""
 
     target: str
     label: str
     colour: str
-    loop_target: str = ""
-    """The target that stands for it where the workload runs on loop devices."""
 
 
 SERIES = (
-    Series(IO_URING, "aiofs io_uring", BLUE, "loop-aiofs"),
+    Series(IO_URING, "aiofs io_uring", BLUE),
     Series("aiofs-linux", "aiofs linux", LIGHT_BLUE),
     Series("qsd", "qemu-storage-daemon", ORANGE),
     Series("nbdfuse", "nbdfuse (page cache)", GREY),
@@ -52,7 +50,9 @@ class Bar:
 
 def svg(results: Results) -> str:
     """The chart; series and workloads that were not measured leave no gap."""
-    shown = [workload for workload in results.workloads() if not workload.on_loop or workload.name == LOOP]
+    shown = [
+        workload for workload in results.workloads() if workload.place is Place.FILE or workload.name == LOOP
+    ]
     groups = [(workload, _bars(results, workload)) for workload in shown]
     groups = [(workload, bars) for workload, bars in groups if bars]
     top = _scale_top([bar.high for _, bars in groups for bar in bars])
@@ -68,8 +68,8 @@ def svg(results: Results) -> str:
 def _bars(results: Results, workload: Workload) -> list[Bar]:
     found = []
     for series in SERIES:
-        target = series.loop_target if workload.on_loop else series.target
-        spread = results.ratio(target, baseline(workload), workload.name)
+        target = workload.place.subject if series.target == IO_URING else series.target
+        spread = results.ratio(target, workload.place.baseline, workload.name)
         if spread:
             found.append(Bar(series, spread.median, spread.low, spread.high))
     return found
@@ -144,5 +144,5 @@ def _label(workload: Workload) -> tuple[str, str, str]:
     return (
         pattern,
         f"{number} {unit}, depth {workload.depth}",
-        "loop on it / loop on raw" if workload.on_loop else "",
+        "loop on it / loop on raw" if workload.place is Place.LOOP else "",
     )

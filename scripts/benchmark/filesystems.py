@@ -9,8 +9,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from .places import loop_device
 from .processes import TargetError, undisturbed
-from .targets import loop_device
 from .workloads import MIB
 
 KINDS = ("ext4", "xfs", "btrfs", "tmpfs")

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from aiofs.bench.results import Spread
 
-from .results import IO_URING, NO_MERGE, Cell, Costs, Results, baseline, goals
-from .workloads import MIB, Workload
+from .results import IO_URING, NO_MERGE, Cell, Costs, Results, goals
+from .workloads import MIB, Place, Workload
 
 README_COLUMNS = (IO_URING, "aiofs-linux", "aiofs-threads", "qsd", "nbdfuse")
 
@@ -44,14 +44,15 @@ def settings_line(results: Results) -> str:
     return (
         f"O_DIRECT, {settings['engine']}, one job, one image of {settings['size'] // MIB:,} MiB, "
         f"{settings['rounds']} rounds of {settings['runtime_s']:g} s, "
-        "shuffled; medians, ratios paired by round; nbdkit file goes through the page cache"
+        "shuffled; medians, ratios paired by round; nbdkit file goes through the page cache; guests are "
+        "emulated (TCG), which takes most of a processor"
     )
 
 
 def _workload_block(results: Results, workload: Workload) -> Iterator[str]:
-    base = baseline(workload)
+    base = workload.place.baseline
     heads = f"{'IOPS':>10}{'MB/s':>8}{'us':>8}{'/ ' + base:>12}{'lowest-highest':>17}{'CPU us/IO':>11}"
-    yield f"{workload.title:34}{heads}"
+    yield f"{workload.title:38}{heads}"
     for target in results.targets():
         cells = list(results.of(target, workload.name).values())
         if cells:
@@ -86,7 +87,7 @@ def _comparisons(results: Results) -> Iterator[str]:
         yield f"{ours} / {theirs}"
         for workload in results.workloads():
             if spread := results.ratio(ours, theirs, workload.name):
-                yield f"  {workload.title:34}{_ratio(spread):>23}"
+                yield f"  {workload.title:38}{_ratio(spread):>23}"
 
 
 def _cost_lines(costs: Costs) -> Iterator[str]:
@@ -104,24 +105,24 @@ def markdown(results: Results) -> str:
         "| --- | ---: |" + " ---: |" * len(columns),
     ]
     for workload in results.workloads():
-        if not workload.on_loop:
+        if workload.place is Place.FILE:
             ratios = (_ratio_cell(results.ratio(name, "raw", workload.name)) for name in columns)
             lines.append(
                 f"| {' | '.join([workload.title, _median_iops(results, 'raw', workload), *ratios])} |"
             )
-    lines += _loop_table(results)
+    lines += _placed_table(results)
     return "\n".join([*lines, "", f"{machine_line(results)}. {settings_line(results)}.", ""])
 
 
-def _loop_table(results: Results) -> Iterator[str]:
-    loops = [workload for workload in results.workloads() if workload.on_loop]
-    if not loops:
+def _placed_table(results: Results) -> Iterator[str]:
+    placed = [workload for workload in results.workloads() if workload.place is not Place.FILE]
+    if not placed:
         return
-    yield from ("", "| | loop device on the raw image, IOPS | on the aiofs file |", "| --- | ---: | ---: |")
-    for workload in loops:
-        ratio = _ratio_cell(results.ratio("loop-aiofs", "loop-raw", workload.name))
-        title = workload.title.removesuffix(", loop")
-        yield f"| {title} | {_median_iops(results, 'loop-raw', workload)} | {ratio} |"
+    yield from ("", "| | on the raw image, IOPS | on the aiofs file |", "| --- | ---: | ---: |")
+    for workload in placed:
+        place = workload.place
+        ratio = _ratio_cell(results.ratio(place.subject, place.baseline, workload.name))
+        yield f"| {workload.title} | {_median_iops(results, place.baseline, workload)} | {ratio} |"
 
 
 def _ratio_cell(spread: Spread | None) -> str:

@@ -114,17 +114,12 @@ class Goal:
         return f"{word} {self.wanted:5.2f}: {self.measured:6.2f} {verdict}  {self.title}"
 
 
-def baseline(workload: Workload) -> str:
-    """What the ratios of a workload refer to."""
-    return "loop-raw" if workload.on_loop else "raw"
-
-
 def goals(results: Results) -> list[Goal]:
     """Every goal whose numbers were measured."""
     found: list[Goal] = []
     for workload in results.workloads():
-        subject = "loop-aiofs" if workload.on_loop else IO_URING
-        found += _goal(results, subject, baseline(workload), workload, workload.goal)
+        subject = workload.place.subject
+        found += _goal(results, subject, workload.place.baseline, workload, workload.goal)
         if workload.block_size < 1 << 20:
             found += _goal(results, subject, "qsd", workload, QEMU_GOAL)
         found += _goal(results, "aiofs-linux", IO_URING, workload, LINUX_GOAL)

@@ -7,11 +7,14 @@ import random
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from .image import settle
+from .places import prepared
 from .processes import TargetError, cpu_s, undisturbed
 from .results import Cell
-from .targets import Lab, Served, Target, loop_device, settle
-from .workloads import Workload, fio_command, read_fio
+from .targets import Lab, Served, Target
+from .workloads import Reading, Workload, fio_command, read_fio
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Plan:
         return wanted
 
     def _measures(self, target: Target, workload: Workload) -> bool:
-        if target.on_loop != workload.on_loop:
+        if target.place is not workload.place:
             return False
         return self.full or workload.sequential or not target.sequential_only
 
@@ -97,28 +100,36 @@ def _round(
 
 
 def _one(plan: Plan, lab: Lab, workload: Workload, target: Target, served: Served, round_number: int) -> Cell:
+    def fio(path: Path, size: int) -> list[str]:
+        return fio_command(
+            workload,
+            path,
+            size=size,
+            runtime_s=plan.runtime_s,
+            engine=plan.engine,
+            seed=round_number + 1,  # the same offsets for all targets, other ones in the next round
+        )
+
     settle(lab.image)
-    with loop_device(served.path) if target.on_loop else contextlib.nullcontext(served.path) as path:
-        return _fio(plan, lab, workload, target, Served(path, served.pids), round_number)
+    with prepared(target.place, served.path, lab.size, lab.directory, fio) as command:
+        reading, used_s = _fio(command, served.pids, plan.runtime_s + 60)
+    return Cell(
+        target.name, workload.name, round_number,
+        reading.iops, reading.bytes_per_s, reading.latency_us,
+        used_s * 1e6 / reading.ios if served.pids else None,
+    )  # fmt: skip
 
 
-def _fio(plan: Plan, lab: Lab, workload: Workload, target: Target, served: Served, round_number: int) -> Cell:
-    command = fio_command(
-        workload,
-        served.path,
-        size=lab.size,
-        runtime_s=plan.runtime_s,
-        engine=plan.engine,
-        seed=round_number + 1,  # the same offsets for all targets, other ones in the next round
-    )
-    before = cpu_s(served.pids)
+def _fio(command: list[str], pids: list[int], timeout_s: float) -> tuple[Reading, float]:
+    """What fio says, and the seconds of CPU time that the processes used while it ran."""
+    before = cpu_s(pids)
     # A session of its own: Ctrl-C ends fio through us, see below.
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, start_new_session=True,
     ) as fio:  # fmt: skip
         try:
-            output, errors = fio.communicate(timeout=plan.runtime_s + 60)
+            output, errors = fio.communicate(timeout=timeout_s)
         except BaseException as error:
             fio.terminate()
             if isinstance(error, subprocess.TimeoutExpired):
@@ -126,9 +137,4 @@ def _fio(plan: Plan, lab: Lab, workload: Workload, target: Target, served: Serve
             raise
     if fio.returncode != 0:
         raise TargetError(f"fio: {(errors or output).strip()}")
-    reading = read_fio(output)
-    used = (cpu_s(served.pids) - before) * 1e6 / reading.ios if served.pids else None
-    return Cell(
-        target.name, workload.name, round_number,
-        reading.iops, reading.bytes_per_s, reading.latency_us, used,
-    )  # fmt: skip
+    return read_fio(output), cpu_s(pids) - before

@@ -7,28 +7,23 @@ two images written one after the other). Every target has a hard link to it; onl
 from __future__ import annotations
 
 import contextlib
-import mmap
-import os
-import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from aiofs.locks import LockConflict, LocksUnsupported, lock_for_writing
-
+from . import places
+from .image import write_image
 from .processes import (
     TargetError,
     mounted,
     processes_about,
     run_logged,
     running,
-    undisturbed,
     unmount_leftover,
     wait_until,
 )
-from .workloads import MIB
+from .workloads import Place
 
 DRIVERS = ("io_uring", "linux", "threads", "posix", "sync")
 
@@ -84,47 +79,6 @@ class Lab:
                     left.rmdir() if left.is_dir() else left.unlink()
             with contextlib.suppress(OSError):
                 room.rmdir()
-
-
-def write_image(path: Path, size: int) -> None:
-    """Fill a new file with random data, O_DIRECT, so that every block is allocated and written."""
-    with mmap.mmap(-1, min(size, 32 * MIB)) as block:  # page-aligned, as O_DIRECT wants it
-        block.write(os.urandom(len(block)))
-        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_DIRECT, 0o600)
-        try:
-            view = memoryview(block)
-            left = size
-            while left:
-                left -= os.write(fd, view[: min(left, len(block))])
-            view.release()
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
-
-def settle(image: Path) -> None:
-    """Bring the image to the state in which every cell finds it: on the disk, not cached, not locked.
-
-    nbdkit leaves dirty pages, which whoever comes next would have to write. The kernel tells a FUSE server
-    of a close some time after the close, so an aiofs may still hold the lock of the cell before.
-    """
-    fd = os.open(image, os.O_RDWR)
-    try:
-        os.fsync(fd)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                lock_for_writing(fd)  # given up with the descriptor
-                return
-            except LocksUnsupported:
-                return
-            except LockConflict:
-                if time.monotonic() > deadline:
-                    raise TargetError("the image stays locked after its last use") from None
-                time.sleep(0.001)
-    finally:
-        os.close(fd)
 
 
 @contextlib.contextmanager
@@ -198,42 +152,11 @@ def nbdfuse(lab: Lab) -> Iterator[Served]:
 
 
 @contextlib.contextmanager
-def loop_device(path: Path) -> Iterator[Path]:
-    """A loop device with direct I/O on a file, which it keeps open (and aiofs locked) until the end."""
-    if os.geteuid() != 0:
-        raise TargetError("loop devices need root")
-    # Sessions of their own: a Ctrl-C that ended losetup might leave a device that nobody knows of.
-    command: list[str | Path] = ["losetup", "--find", "--show", "--direct-io=on", path]
-    with undisturbed():
-        attached = subprocess.run(
-            command, capture_output=True, text=True, start_new_session=True, check=False
-        )
-        if attached.returncode != 0:
-            raise TargetError(f"losetup: {attached.stderr.strip()}")
-        device = Path(attached.stdout.strip())
-    try:
-        yield device
-    finally:
-        with undisturbed():
-            subprocess.run(["losetup", "--detach", device], start_new_session=True, check=False)
-            _wait_for_detach(device)
-
-
-@contextlib.contextmanager
-def for_loop(inner: AbstractContextManager[Served]) -> Iterator[Served]:
-    """What another target serves, once a loop device has proved to work on it."""
+def proved(place: Place, inner: AbstractContextManager[Served]) -> Iterator[Served]:
+    """What another target serves, once it is known that fio can run in `place` on it."""
     with inner as served:
-        with loop_device(served.path):
-            pass
+        places.prove(place, served.path)
         yield served
-
-
-def _wait_for_detach(device: Path) -> None:
-    """udev may hold a loop device a moment longer, and what it is on stays busy as long."""
-    backing = Path("/sys/block") / device.name / "loop" / "backing_file"
-    deadline = time.monotonic() + 10
-    while backing.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
 
 
 @dataclass(frozen=True)
@@ -243,8 +166,8 @@ class Target:
     name: str
     title: str
     serve: Callable[[Lab], AbstractContextManager[Served]]
-    on_loop: bool = False
-    """Measured through a loop device, attached for each cell."""
+    place: Place = Place.FILE
+    """Made for each cell."""
     sequential_only: bool = False
     """Left out of the random workloads, unless everything is asked for."""
 
@@ -257,16 +180,22 @@ def aiofs_target(driver: str, merge: bool = True) -> Target:
     return Target(name, title, lambda lab: aiofs(lab, name, driver, merge=merge), sequential_only=not merge)
 
 
+def placed_targets(place: Place) -> Iterator[Target]:
+    """The raw image, and aiofs with io_uring, with fio in a place of its own."""
+    base, ours = place.baseline, place.subject
+    yield Target(base, f"{place.title} on the raw image", lambda lab: proved(place, raw(lab, base)), place)
+    yield Target(
+        ours,
+        f"{place.title} on aiofs io_uring",
+        lambda lab: proved(place, aiofs(lab, ours, "io_uring", merge=True)),
+        place,
+    )
+
+
 TARGETS = (
     Target("raw", "raw image", lambda lab: raw(lab, "raw")),
     *(aiofs_target(driver, merge) for driver in DRIVERS for merge in (True, False)),
     Target("qsd", "qemu-storage-daemon", qsd),
     Target("nbdfuse", "nbdfuse, nbdkit file", nbdfuse),
-    Target("loop-raw", "loop on the raw image", lambda lab: for_loop(raw(lab, "loop-raw")), on_loop=True),
-    Target(
-        "loop-aiofs",
-        "loop on aiofs io_uring",
-        lambda lab: for_loop(aiofs(lab, "loop-aiofs", "io_uring", merge=True)),
-        on_loop=True,
-    ),
+    *(target for place in Place if place is not Place.FILE for target in placed_targets(place)),
 )
