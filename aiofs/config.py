@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from . import faults
 from .errors import BadInput
 
 
@@ -58,6 +59,8 @@ class MountConfig:
     """An existing directory; absolute."""
     aio: str | None = None
     """The name of a driver; None: aiofs decides for each image."""
+    faults: faults.Plan | None = None
+    """What is to go wrong on purpose, before the driver."""
     cache: CacheMode | None = None
     """None: `none` where O_DIRECT works for the image, else `writeback`."""
     queue_depth: int = DEFAULT_QUEUE_DEPTH
@@ -71,6 +74,11 @@ class MountConfig:
     log_level: str = "info"
     log_file: Path | None = None
 
+    @property
+    def asked_driver(self) -> str:
+        """The driver asked for, as it is told: `io_uring`, `auto`, `fault:io_uring`."""
+        return (faults.PREFIX if self.faults else "") + (self.aio or AUTO)
+
 
 def parse_driver(word: str) -> str | None:
     """A driver's name, or None for `auto`. BadInput lists the names."""
@@ -78,7 +86,8 @@ def parse_driver(word: str) -> str | None:
         return None
     if word not in DRIVERS:
         raise BadInput(
-            f"unknown AIO driver '{word}'; valid: {AUTO} {' '.join(DRIVERS)} ('aiofs drivers' describes them)"
+            f"unknown AIO driver '{word}'; valid: {AUTO} {' '.join(DRIVERS)}, for tests {faults.PREFIX}DRIVER,... "
+            "('aiofs drivers' describes them)"
         )
     return word
 
@@ -165,7 +174,8 @@ def _apply(config: MountConfig, name: str, value: str | bool) -> MountConfig:
     text = str(value)
     match name:
         case "aio":
-            return replace(config, aio=parse_driver(text))
+            driver, plan = faults.parse(text) if faults.is_faulty(text) else (text, None)
+            return replace(config, aio=parse_driver(driver), faults=plan)
         case "cache":
             return replace(config, cache=parse_cache(text))
         case "queue_depth":

@@ -32,8 +32,8 @@ import trio
 from . import __version__, fusermount, holders, info, mounttable
 from .choice import Drivers
 from .commands import Commands
-from .config import AUTO, MountConfig
-from .dataplane import LATENCY_LIMITS_NS, DataPlane
+from .config import MountConfig
+from .dataplane import LATENCY_LIMITS_NS, DataPlane, FaultCounts, fault_counts, set_faults
 from .errors import AiofsError, reason
 from .fs import Operations
 from .fusermount import Unmounting
@@ -108,6 +108,9 @@ class Server:
             queue_depth=self._config.queue_depth,
             merge=self._config.merge,
         )
+        if self._config.faults:
+            set_faults(self._config.faults)
+            log.warning("AIO driver %s: requests of this mount fail on purpose", self._config.asked_driver)
         self._table = ImageTable(
             source=self._source,
             plane=Commands(self._plane, self._unanswering),
@@ -145,9 +148,9 @@ class Server:
 
     async def _open_driver(self) -> None:
         """One that was named starts with the mount, so that its errors show; others with their images."""
-        asked = self._config.aio
-        if asked is None:
+        if self._config.aio is None:
             return
+        asked = self._config.asked_driver
         try:
             await self._plane.open_driver(asked)
         except OSError as error:
@@ -196,7 +199,7 @@ class Server:
             "%s on %s: AIO driver %s, cache %s",
             self._source.describe(),
             self._config.mountpoint,
-            self._config.aio or AUTO,
+            self._config.asked_driver,
             self._config.cache or "auto",
         )
         self._service.ready(f"serving {self._source.describe()} on {self._config.mountpoint}")
@@ -346,7 +349,11 @@ class Server:
             outcome_fd=self._outcome.fd,
             exchange=self._plane.init_exchange(),
             plane=self._plane.counters(),
+            faults=self._faults(),
             latency_limits_ns=LATENCY_LIMITS_NS,
             images=map(vars, self._table.info()),
             closed=self._table.closed(),
         )
+
+    def _faults(self) -> FaultCounts | None:
+        return fault_counts(self._config.faults) if self._config.faults else None

@@ -17,12 +17,16 @@
 #include <stddef.h>
 #include "io.h"
 
+/* In `operations`: takes ios that are marked `blocks` as well. */
+#define OPERATION_BLOCKING (1u << IO_OPS)
+#define OPERATIONS_ALL (OPERATION_BLOCKING | (OPERATION_BLOCKING - 1))
+
 struct aio; /* one open instance; each driver defines its own and casts */
 
 struct driver {
     const char *name;
     const char *description; /* one line, for people */
-    unsigned operations;     /* bit (1u << op) for each io_op it can do */
+    unsigned operations;     /* bit (1u << op) for each io_op it can do, and OPERATION_BLOCKING */
 
     /* Can this machine run it? 0, or -errno with a sentence for people in why[size] that names the
      * cause and, where there is one, the way out. Leaves nothing behind. Any thread. */
@@ -63,7 +67,8 @@ struct driver {
 
 /* drivers/drivers.c: the table, in the order in which `aiofs drivers` shows it. */
 extern const struct driver *const aiofs_driver_table[];
-extern const int aiofs_driver_table_count; /* the last one is `fault`, for tests */
+extern const int aiofs_driver_table_count;
+extern const int aiofs_driver_listed_count; /* the first so many are for users; fault:NAME of each follow */
 const struct driver *driver_by_name(const char *name); /* NULL when there is none */
 
 extern const struct driver driver_io_uring;
@@ -71,7 +76,11 @@ extern const struct driver driver_linux;
 extern const struct driver driver_threads;
 extern const struct driver driver_posix;
 extern const struct driver driver_sync;
-extern const struct driver driver_fault;
+extern const struct driver driver_fault_io_uring;
+extern const struct driver driver_fault_linux;
+extern const struct driver driver_fault_threads;
+extern const struct driver driver_fault_posix;
+extern const struct driver driver_fault_sync;
 
 /* drivers/sync.c: do one io in place, blocking; its result. Any thread. */
 int64_t io_perform(const struct io *io);

@@ -23,6 +23,8 @@ PATIENCE_S = 20
 """How long an edge may take before it counts as lost."""
 
 NAMES = ("io_uring", "linux", "threads", "posix", "sync")
+FAULTY = tuple(f"fault:{name}" for name in NAMES)
+"""The same with faults put before them; without a plan there are none."""
 
 
 class Drivers:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from driving import FALLOCATE, FSYNC, NAMES, SEEK, TRUNCATE, Drivers, Instance
+from driving import FALLOCATE, FAULTY, FSYNC, NAMES, SEEK, TRUNCATE, Drivers, Instance
 
 BLOCK = 4096
 
@@ -27,7 +27,7 @@ def drivers(tmp_path_factory: pytest.TempPathFactory) -> Drivers:
     return Drivers(tmp_path_factory.mktemp("drivers"))
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=(*NAMES, *FAULTY))
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -60,8 +60,9 @@ def descriptors() -> list[Path]:
 
 
 def test_the_table_holds_the_five_drivers_in_order(drivers: Drivers) -> None:
-    """The suite's parameters are the table, but for its last entry, the fault driver of other tests."""
-    assert tuple(drivers.names()) == (*NAMES, "fault")
+    """The suite's parameters are the table: each driver by itself, then each behind faults."""
+    assert tuple(drivers.names()) == (*NAMES, *FAULTY)
+    assert drivers.lib.aiofs_driver_listed_count == len(NAMES)
 
 
 def test_each_accepted_io_comes_back_exactly_once(aio: Instance, opened: Callable[..., int]) -> None:

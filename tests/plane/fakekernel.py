@@ -20,8 +20,9 @@ import outcome
 import trio
 import trio.testing
 
-from aiofs.dataplane import DataPlane, ImageCounters, ImageSpec
+from aiofs.dataplane import DataPlane, ImageCounters, ImageSpec, add_fault, fault_counts, set_faults
 from aiofs.dataplane.binding import ffi, lib
+from aiofs.faults import MAX_NUMBER, OPERATIONS, Fault, Kind, Plan
 
 T = TypeVar("T")
 
@@ -68,7 +69,7 @@ class FakeKernel:
         self._registered: dict[int, list[int]] = {}
         self._counters: dict[int, ImageCounters] = {}
         self.ended = False
-        lib.aiofs_fault_reset()
+        set_faults(Plan())
         self.plane.start(on_exit=lambda: None)
 
     def close(self) -> None:
@@ -103,7 +104,7 @@ class FakeKernel:
         path: Path,
         *,
         node: int = 10,
-        driver: str = "fault",
+        driver: str = "fault:sync",
         direct: bool = False,
         block_size: int = 1,
         sticky_error: int = 0,
@@ -257,11 +258,13 @@ class FakeKernel:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.plane.truncate, 10, size)
                 await trio.testing.wait_all_tasks_blocked()
-                await self.plane.open_driver("fault")  # commands keep their order
+                await self.plane.open_driver("fault:sync")  # commands keep their order
                 uniques.extend(after())
                 while self.plane.counters()["in_flight"] != len(uniques) + 1:
                     await trio.lowlevel.checkpoint()
-                await self.plane.open_driver("fault")  # the turn of the loop that took the last one has ended
+                await self.plane.open_driver(
+                    "fault:sync"
+                )  # the turn of the loop that took the last one has ended
                 started.extend(op for op, _, _ in submitted())
                 release()
 
@@ -276,45 +279,51 @@ class FakeKernel:
         """
         error, _ = self.reply(self.send(WRITE, WRITE_IN.pack(0, 0, 1, 0, 0, 0, 0) + b"x", node=999_999))
         assert error == -errno.EBADF
-        self.command(lambda: self.plane.open_driver("fault"))
+        self.command(lambda: self.plane.open_driver("fault:sync"))
 
 
-# -- the fault driver's script --
+# -- the plan of the fault drivers --
 
 
 def hold() -> None:
-    """From now on no io finishes."""
+    """From now on no io starts."""
     lib.aiofs_fault_hold(1)
 
 
 def release() -> None:
-    """Ios finish again."""
+    """Ios start again."""
     lib.aiofs_fault_hold(0)
 
 
-def fault(op: str, result: int, *, first: int = 0, end: int = 1 << 62, times: int = 1) -> None:
-    """Make ios of `op` that touch bytes first .. end-1 fail with `result` < 0, or do only `result` bytes."""
-    rule = ffi.new(
-        "aiofs_fault_rule *",
-        {"from": first, "to": end, "result": result, "op": OPS.index(op), "times": times},
-    )
-    assert lib.aiofs_fault_add(rule) == 0
+def fault(
+    op: str, result: int, *, first: int = 0, end: int = 1 << 62, times: int = 1, spares_threads: bool = False
+) -> None:
+    """Make ios of `op` that touch bytes first .. end-1 fail with `result` < 0, or do only `result` bytes.
 
-
-OPS = ["read", "write", "fsync", "truncate", "fallocate", "seek"]
+    `times`: so many of them; -1: all.
+    """
+    kind, value = (Kind.ERROR, -result) if result < 0 else (Kind.SHORT, result)
+    last = MAX_NUMBER if times < 0 else times
+    add_fault(Fault(kind, value, (op,), first, end, 1, last, spares_threads=spares_threads))
 
 
 def submitted() -> list[tuple[str, int, int]]:
-    """What the driver was given so far: (op, offset, length), in order."""
+    """What the drivers were given so far: (op, offset, length), in order."""
     entries = ffi.new("aiofs_fault_entry[]", 65536)
     count = lib.aiofs_fault_log(entries, 65536)
-    return [(OPS[e.op], e.offset, e.length) for e in entries[0:count]]
+    return [(OPERATIONS[e.op], e.offset, e.length) for e in entries[0:count]]
+
+
+def for_threads() -> set[str]:
+    """Operations of which the drivers were given some that the plane marked as blocking."""
+    entries = ffi.new("aiofs_fault_entry[]", 65536)
+    count = lib.aiofs_fault_log(entries, 65536)
+    return {OPERATIONS[e.op] for e in entries[0:count] if e.blocks}
 
 
 def overlaps() -> int:
     """Ios that were submitted while one that they overlap was in flight; at least one of them a change."""
-    count: int = lib.aiofs_fault_overlaps()
-    return count
+    return fault_counts(Plan()).overlaps
 
 
 def _pair() -> tuple[socket.socket, socket.socket]:

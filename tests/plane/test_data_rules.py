@@ -6,7 +6,7 @@ import errno
 from pathlib import Path
 
 import pytest
-from fakekernel import FakeKernel, fault, hold, overlaps, release, submitted
+from fakekernel import FakeKernel, fault, for_threads, hold, overlaps, release, submitted
 
 K = 4096
 
@@ -83,19 +83,20 @@ def test_a_driver_that_was_interrupted_is_asked_again(kernel: FakeKernel, image:
 def test_a_driver_that_refuses_for_ever_loses_the_io_to_threads(kernel: FakeKernel, image: Path) -> None:
     """After some EAGAINs an io goes to the thread pool, which does it."""
     kernel.register(image)
-    fault("write", -errno.EAGAIN, times=-1)
+    fault("write", -errno.EAGAIN, times=-1, spares_threads=True)
     assert kernel.write(0, b"abc") == 3
     assert image.read_bytes()[:3] == b"abc"
 
 
 def test_writes_by_threads_leave_the_driver_to_the_reads(kernel: FakeKernel, image: Path) -> None:
-    """A copy-on-write image: the driver sees reads and fsyncs, threads write, and the bytes are right."""
+    """A copy-on-write image: the driver gets reads and fsyncs, threads write, and the bytes are right."""
     kernel.register(image, writes_by_threads=True)
     data = bytes(reversed(range(256))) * 16
     assert kernel.write(8192, data) == K
     assert kernel.read(8192, K) == data
     kernel.fsync()
-    assert {op for op, _, _ in submitted()} == {"read", "fsync"}
+    assert {op for op, _, _ in submitted()} == {"write", "read", "fsync"}
+    assert for_threads() == {"write"}
     assert image.read_bytes()[8192 : 8192 + K] == data
 
 

@@ -331,7 +331,7 @@ def test_unregister_waits_for_what_is_in_flight(kernel: FakeKernel, image: Path)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(call)
             await trio.testing.wait_all_tasks_blocked()
-            await kernel.plane.open_driver("fault")  # commands are handled in order: unregister was, too
+            await kernel.plane.open_driver("fault:sync")  # commands are handled in order: unregister was, too
             assert not done.is_set()
             assert not kernel.has_reply(write)
             release()
