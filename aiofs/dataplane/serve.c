@@ -351,13 +351,17 @@ static void finish_other(struct aiofs_plane *plane, struct request *r, int64_t r
 /* The io of r alone has finished. */
 static void finish(struct aiofs_plane *plane, struct request *r, int64_t result)
 {
-    if (result < 0) {
-        if ((result == -EINTR || result == -EAGAIN) && ++r->tries < TRIES_MAX) {
+    if (result == -EINTR || result == -EAGAIN) {
+        if (++r->tries < TRIES_MAX) {
             again(plane, r);
             return;
         }
-        result = space_result(r, result);
+        /* What a driver says of itself is no answer about the image. A caller would take it for a request to ask
+         * again: the loops of Python, Go and the C library do, at once and for ever. */
+        result = -EIO;
     }
+    if (result < 0)
+        result = space_result(r, result);
     if (r->io.op == IO_FSYNC)
         finish_fsync(plane, r, result);
     else if (result < 0)
