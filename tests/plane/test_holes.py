@@ -198,7 +198,7 @@ def test_a_fallocate_behind_a_resize_has_the_image_for_itself(kernel: FakeKernel
     uniques, _ = kernel.resize_between(
         K,
         before=lambda: [read(0)(kernel)],
-        after=lambda: [send(kernel) for send in (allocate(8 * K), read(64 * K), write(96 * K))],
+        after=lambda: [send(kernel) for send in (allocate(8 * K), read(4 * K), write(96 * K))],
     )
     assert [kernel.reply(unique)[0] for unique in uniques] == [0] * 4
     assert [op for op, _, _ in submitted()] == ["read", "truncate", "fallocate", "read", "write"]
