@@ -86,7 +86,7 @@ def parse_driver(word: str) -> str | None:
         return None
     if word not in DRIVERS:
         raise BadInput(
-            f"unknown AIO driver '{word}'; valid: {AUTO} {' '.join(DRIVERS)}, for tests {faults.PREFIX}DRIVER,... "
+            f"unknown AIO driver '{word}'; valid: {AUTO} {' '.join(DRIVERS)}, {faults.PREFIX}DRIVER "
             "('aiofs drivers' describes them)"
         )
     return word

@@ -14,7 +14,7 @@ import struct
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import outcome
 import trio
@@ -45,6 +45,9 @@ KEEP_SIZE, PUNCH_HOLE, NO_HIDE_STALE, COLLAPSE_RANGE, ZERO_RANGE, INSERT_RANGE, 
 )  # fmt: skip
 PUNCH = PUNCH_HOLE | KEEP_SIZE
 
+FAR = 1 << 30
+"""Where `together` reads, bytes: behind the end of every image."""
+
 PATIENCE_S = 20.0
 """How long a test waits for something that has to come; only a failing test waits that long."""
 
@@ -64,6 +67,7 @@ class FakeKernel:
             max_images=64,
             look_us=look_us,
         )
+        self.queue_depth = queue_depth
         self.unique = 2
         self._replies: dict[int, tuple[int, bytes]] = {}
         self._registered: dict[int, list[int]] = {}
@@ -228,8 +232,8 @@ class FakeKernel:
         in the kernel while the device works.
         """
         hold()
-        depth = 32
-        far = [(1 << 30) + i * 8192 for i in range(depth)]
+        depth = self.queue_depth
+        far = [FAR + i * 8192 for i in range(depth)]
         fillers = [self.send_read(offset, 1) for offset in far]
         deadline = time.monotonic() + PATIENCE_S
         while self.plane.counters()["in_flight"] != depth:
@@ -262,9 +266,8 @@ class FakeKernel:
                 uniques.extend(after())
                 while self.plane.counters()["in_flight"] != len(uniques) + 1:
                     await trio.lowlevel.checkpoint()
-                await self.plane.open_driver(
-                    "fault:sync"
-                )  # the turn of the loop that took the last one has ended
+                # The turn of the loop that took the last one has ended.
+                await self.plane.open_driver("fault:sync")
                 started.extend(op for op, _, _ in submitted())
                 release()
 
@@ -307,18 +310,27 @@ def fault(
     add_fault(Fault(kind, value, (op,), first, end, 1, last, spares_threads=spares_threads))
 
 
+class Entry(NamedTuple):
+    """One io that a driver was given."""
+
+    op: str
+    offset: int
+    length: int
+    segments: int
+    blocks: bool
+    """The plane marked it as blocking: `threads` does it."""
+
+
+def entries(room: int = 4096) -> list[Entry]:
+    """What the drivers were given so far, the first `room` of it, in order."""
+    log = ffi.new("aiofs_fault_entry[]", room)
+    count = lib.aiofs_fault_log(log, room)
+    return [Entry(OPERATIONS[e.op], e.offset, e.length, e.segments, bool(e.blocks)) for e in log[0:count]]
+
+
 def submitted() -> list[tuple[str, int, int]]:
     """What the drivers were given so far: (op, offset, length), in order."""
-    entries = ffi.new("aiofs_fault_entry[]", 65536)
-    count = lib.aiofs_fault_log(entries, 65536)
-    return [(OPERATIONS[e.op], e.offset, e.length) for e in entries[0:count]]
-
-
-def for_threads() -> set[str]:
-    """Operations of which the drivers were given some that the plane marked as blocking."""
-    entries = ffi.new("aiofs_fault_entry[]", 65536)
-    count = lib.aiofs_fault_log(entries, 65536)
-    return {OPERATIONS[e.op] for e in entries[0:count] if e.blocks}
+    return [(entry.op, entry.offset, entry.length) for entry in entries()]
 
 
 def overlaps() -> int:
