@@ -77,8 +77,9 @@ class FakeKernel:
         self.plane.start(on_exit=lambda: None)
 
     def close(self) -> None:
-        """End the loop and free everything."""
-        lib.aiofs_fault_hold(0)
+        """End the loop and free everything. Without faults, so that what is in work can finish."""
+        set_faults(Plan())
+        release()
         self.plane.stop()
         self.plane.close()
         for end in (self.fuse, self.control_plane, *self._ends):
