@@ -165,7 +165,8 @@ class ImageTable:
         self._cache = cache
         self._images: dict[int, OpenImage] = {}
         self._turns: dict[int, _Turn] = {}
-        self._sticky: dict[int, tuple[int, int]] = {}
+        self._sticky: dict[int, tuple[int, int, str]] = {}
+        """By node: its generation, the errno of an fsync that failed, and the name it had at its close."""
         self._stamps = Stamps()
         self._tallies = Tallies()
         self._said = set(said)
@@ -237,7 +238,7 @@ class ImageTable:
             log.error("%s: %s", image.name, refused)
             error = 0
         if error:
-            self._sticky[image.node.ino] = (image.node.generation, error)
+            self._sticky[image.node.ino] = (image.node.generation, error, image.name)
         # At the end `close_all` may have taken it meanwhile: then it is closed there.
         if self._images.get(image.node.ino) is image:
             del self._images[image.node.ino]
@@ -455,7 +456,7 @@ class ImageTable:
         return told
 
     def _sticky_error(self, node: Node) -> int:
-        generation, error = self._sticky.get(node.ino, (0, 0))
+        generation, error, _ = self._sticky.get(node.ino, (0, 0, ""))
         return error if generation == node.generation else 0
 
     async def fdatasync(self, ino: int) -> None:
@@ -469,16 +470,19 @@ class ImageTable:
         """Sync, unlock and close every image; returns what failed, the image's name in `filename`.
 
         For the end, when the data plane's loop has returned: images that are still open stay registered
-        with nobody. `unsafe` images are synced as well: nothing is gained by losing them now.
+        with nobody. `unsafe` images are synced as well: nothing is gained by losing them now. An image whose
+        fsync failed earlier has failed: a sync that succeeds after that says nothing of what was lost.
         """
-        failures = []
+        failed = {name: error for _, error, name in self._sticky.values()}
         while self._images:
             # Out of the table first: the last release of it may still be on its way, and would close it too.
             _, image = self._images.popitem()
             try:
                 await trio.to_thread.run_sync(os.fdatasync, image.fd)
             except OSError as error:
-                failures.append(OSError(error.errno, error.strerror, image.name))
+                failed[image.name] = error.errno or errno.EIO
                 log.error("%s: cannot write to disk: %s", image.name, error.strerror)
+            if image.counters.sticky_error:
+                failed[image.name] = image.counters.sticky_error
             image.close()
-        return failures
+        return [OSError(error, os.strerror(error), name) for name, error in failed.items()]

@@ -39,6 +39,11 @@ class ImageCounters:
         return fields(self.memory, "aiofs_image_counters", without="latency") | {"latency": latency}
 
     @property
+    def sticky_error(self) -> int:
+        """errno of an fsync that failed, or 0."""
+        return -int(self.memory.sticky_error)
+
+    @property
     def unused(self) -> bool:
         """Nothing has been counted."""
         counted = self.memory

@@ -110,6 +110,25 @@ def test_an_fsync_error_is_handed_to_the_next_registration(table: ImageTable, pl
     assert [spec.sticky_error for spec in plane.seen] == [0, errno.EIO]
 
 
+def test_an_fsync_error_is_told_at_the_end(table: ImageTable, plane: FakePlane) -> None:
+    """Closed or open, though the last sync succeeds: what could not be written then is not on disk."""
+    image = node_of(table)
+    plane.fsync_error = errno.EIO
+
+    async def closed() -> None:
+        await table.open(image, os.O_RDWR)
+        await table.release(image.ino)
+
+    async def still_open() -> None:
+        await table.open(image, os.O_RDWR)
+        plane.seen[-1].counters.memory.sticky_error = -errno.ENOSPC
+
+    for scenario, expected in ((closed, errno.EIO), (still_open, errno.ENOSPC)):
+        run(scenario)
+        failures = trio.run(table.close_all)
+        assert [(failure.errno, Path(failure.filename).name) for failure in failures] == [(expected, "a.img")]
+
+
 def test_an_fsync_error_is_not_passed_on_to_a_new_file_with_the_inode_number(
     table: ImageTable, plane: FakePlane
 ) -> None:
