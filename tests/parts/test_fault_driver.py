@@ -159,7 +159,7 @@ def test_a_delay_passes_for_that_one_only(name: str, fd: int) -> None:
         queue.attach(fd)
         start = time.monotonic()
         queue.submit(reads(fd, 4))
-        order = []
+        order: list[int] = []
         while len(order) < 4:
             order += [done.io.id for done in queue.reap(timeout=20)]
         assert order[-1] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -103,11 +104,12 @@ def test_a_driver_that_refuses_for_ever_loses_the_io_to_threads(kernel: FakeKern
 def test_who_keeps_being_interrupted_gets_eio(kernel: FakeKernel, image: Path, error: int) -> None:
     """After 64 tries, by `threads` too: a caller told EINTR or EAGAIN would ask again, for ever."""
     kernel.register(image)
-    for op, send in (
-        ("read", lambda: kernel.send_read(0, K)),
-        ("write", lambda: kernel.send_write(0, b"x" * K)),
-        ("fsync", kernel.send_fsync),
-    ):
+    sends: dict[str, Callable[[], int]] = {
+        "read": lambda: kernel.send_read(0, K),
+        "write": lambda: kernel.send_write(0, b"x" * K),
+        "fsync": kernel.send_fsync,
+    }
+    for op, send in sends.items():
         fault(op, -error, times=-1)
         assert kernel.reply(send())[0] == -errno.EIO
     assert [op for op, _, _ in submitted()] == ["read"] * 64 + ["write"] * 64 + ["fsync"] * 64
