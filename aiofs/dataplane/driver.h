@@ -9,7 +9,8 @@
  * Life:    probe ... open -> attach -> (submit | reap | cancel)* -> detach -> close
  *
  * To add a driver: copy drivers/sync.c, fill in the struct at its end, and put it in the table in
- * drivers/drivers.c. The contract suite (tests/parts/test_driver_contract.py) then runs over it.
+ * drivers/drivers.c; then its double with faults, by a line at the end of drivers/fault.c. The contract
+ * suite (tests/parts/test_driver_contract.py) runs over both.
  */
 #ifndef AIOFS_DRIVER_H
 #define AIOFS_DRIVER_H

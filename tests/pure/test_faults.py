@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import re
 from pathlib import Path
 
 import pytest
 
 from aiofs.config import make_config, parse_options
 from aiofs.errors import BadInput
-from aiofs.faults import HALF, MAX_BYTES, MAX_NUMBER, OPERATIONS, Fault, Kind, Plan, parse
+from aiofs.faults import HALF, MAX_BYTES, MAX_NUMBER, OPERATIONS, WORDS, Fault, Kind, Plan, parse
 
 
 def only(words: str) -> Fault:
@@ -82,6 +83,17 @@ def test_a_driver_without_faults_takes_them_back() -> None:
     """The later word wins: --aio sync after -o aio=fault:sync."""
     config = make_config(Path("/a"), Path("/b"), [{"aio": "fault:sync,short"}, {"aio": "sync"}])
     assert (config.aio, config.faults, config.asked_driver) == ("sync", None, "sync")
+
+
+def test_the_page_about_them_has_every_word_and_no_wrong_one() -> None:
+    """docs/testing-with-faults.md: its examples are valid, and nothing is left out."""
+    page = (Path(__file__).resolve().parents[2] / "docs/testing-with-faults.md").read_text()
+    examples = re.findall(r"(?m)\bfault:[a-z_]+[,:][^ `.]\S*?(?=$|`|\s)", page)
+    assert len(examples) > 6
+    for example in examples:
+        parse(example)
+    for word in WORDS:
+        assert f"`{word}" in page
 
 
 @pytest.mark.parametrize(
