@@ -104,7 +104,11 @@ class FakeKernel:
         result = trio.run(main)
         return result.unwrap()
 
-    def register(
+    def register(self, path: Path, **how: Any) -> int:
+        """Serve `path` as `registering` does; returns its slot."""
+        return self.command(lambda: self.registering(path, **how))
+
+    async def registering(
         self,
         path: Path,
         *,
@@ -136,11 +140,15 @@ class FakeKernel:
             counters=counters or ImageCounters(),
         )
         self._counters[node] = spec.counters
-        return self.command(lambda: self.plane.register(node, spec))
+        return await self.plane.register(node, spec)
 
     def unregister(self, node: int = 10) -> int:
         """Stop serving `node`; returns its sticky error."""
-        result = self.command(lambda: self.plane.unregister(node))
+        return self.command(lambda: self.unregistering(node))
+
+    async def unregistering(self, node: int) -> int:
+        """The same for one of several commands."""
+        result = await self.plane.unregister(node)
         for fd in self._registered.pop(node):
             os.close(fd)
         return result

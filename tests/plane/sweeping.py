@@ -60,36 +60,39 @@ class Sweep:
         """The script once, from fresh images, with one fault; what was answered. AssertionError: a lie."""
         self._answers = Answers()
         self._writes = 0
-        for node, path in self._paths.items():
-            path.write_bytes(pattern(node, SIZE))
-            self._shadows[node] = Shadow(pattern(node, SIZE))
-            self.kernel.register(
-                path,
-                node=node,
-                driver=self._drivers[node],
-                direct=self.direct,
-                block_size=SECTOR if self.direct else 1,
-            )
+        self.kernel.command(self._begin)
         set_faults(Plan((fault,)))
         self._script()
         self._answers.struck = fault_counts(Plan((fault,))).struck[0]
         self._answers.segments = segments_of(fault.first)
         assert overlaps() == 0
         set_faults(Plan())
-        for node in self._paths:
-            self._end(node)
+        self.kernel.command(self._end)
         assert self.kernel.plane.counters()["in_flight"] == 0
         return self._answers
 
-    def _end(self, node: int) -> None:
-        """Nothing of the image is left in work, its fsyncs stay failed, and it holds what was answered."""
-        assert self.kernel.unregister(node) == self._answers.poison.get(node, 0)
-        counted = self.kernel.counters(node)
-        assert counted["in_flight"] == 0
-        requests = sum(value for name, value in counted.items() if name.startswith("requests_"))
-        assert counted["retries"] <= requests * RETRIES
-        found = self._paths[node].read_bytes()
-        assert self._shadows[node].wrong(0, found, max(len(found), 1 << 20)) == [], f"image {node}"
+    async def _begin(self) -> None:
+        for node, path in self._paths.items():
+            path.write_bytes(pattern(node, SIZE))
+            self._shadows[node] = Shadow(pattern(node, SIZE))
+            await self.kernel.registering(
+                path,
+                node=node,
+                driver=self._drivers[node],
+                direct=self.direct,
+                block_size=SECTOR if self.direct else 1,
+            )
+
+    async def _end(self) -> None:
+        """Nothing of the images is left in work, failed fsyncs stay so, and they hold what was answered."""
+        for node, path in self._paths.items():
+            assert await self.kernel.unregistering(node) == self._answers.poison.get(node, 0)
+            counted = self.kernel.counters(node)
+            assert counted["in_flight"] == 0
+            requests = sum(value for name, value in counted.items() if name.startswith("requests_"))
+            assert counted["retries"] <= requests * RETRIES
+            found = path.read_bytes()
+            assert self._shadows[node].wrong(0, found, max(len(found), 1 << 20)) == [], f"image {node}"
 
     # -- the script --
 
