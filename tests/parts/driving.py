@@ -42,6 +42,7 @@ class Drivers:
             text = re.sub(r"(?m)^#.*$", "", (SOURCES / header).read_text())
             # cffi cannot read a constant out of a library, but it can read a variable.
             self.ffi.cdef(text.replace("extern const int", "extern int"))
+        self.ffi.cdef((SOURCES / "api.h").read_text())
         self.lib: Any = self.ffi.dlopen(str(path))
 
     def names(self) -> list[str]:

@@ -319,6 +319,28 @@ def test_an_edge_follows_completions_that_nobody_polls_for(aio: Instance, opened
         aio.finish(n)
 
 
+@pytest.mark.parametrize("faulty", FAULTY)
+@pytest.mark.parametrize("kind", ["error", "delay"])
+def test_an_edge_follows_what_a_fault_has_finished_or_put_off(
+    drivers: Drivers, faulty: str, kind: str, opened: Callable[..., int]
+) -> None:
+    """No driver has worked on the one; the other starts when a timer says so."""
+    fd = opened(bytes(BLOCK))
+    drivers.lib.aiofs_fault_reset(1, 0)
+    everything = {"ops": 63, "to": 1 << 62, "first": 1, "last": 1 << 62, "chance": 1 << 32}
+    which, value = (0, -errno.EIO) if kind == "error" else (2, 2_000_000)
+    fault = {**everything, "kind": which, "value": value}
+    assert drivers.lib.aiofs_fault_add(drivers.ffi.new("aiofs_fault *", fault)) == 0
+    with drivers.open(faulty, 4) as aio:
+        aio.attach(fd)
+        for _ in range(20):
+            assert aio.submit(aio.read(fd, 0, BLOCK)) == 1
+            assert aio.edge()
+            [io] = aio.finish(1)
+            assert io.result == (-errno.EIO if kind == "error" else BLOCK)
+    drivers.lib.aiofs_fault_reset(1, 0)
+
+
 def test_a_reap_smaller_than_what_is_ready_loses_nothing(aio: Instance, opened: Callable[..., int]) -> None:
     """Reaped one by one: 32 ios, 32 reaps of one, and edges enough to find them all."""
     fd = opened(bytes(BLOCK))

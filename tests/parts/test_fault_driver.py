@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from aiofs.dataplane import Io, Op, Queue, add_fault, driver_names, fault_counts, set_faults
+from aiofs.dataplane import Completion, Io, Op, Queue, add_fault, driver_names, fault_counts, set_faults
 from aiofs.faults import HALF, Fault, Kind, Plan, parse
 
 K = 4096
@@ -53,11 +54,22 @@ def reads(fd: int, count: int) -> list[Io]:
     return [Io(number, Op.READ, fd, number * K, bytearray(K)) for number in range(count)]
 
 
-def results(queue: Queue, ios: list[Io]) -> list[int]:
-    """Submit, and wait for all; results in the order of submission."""
+def finish(queue: Queue, ios: list[Io]) -> list[Completion]:
+    """Submit, and wait for all; in the order in which they came back."""
     assert queue.submit(ios) == len(ios)
-    queue.flush(20)
-    found = {done.io.id: done.result for done in queue.reap(timeout=0)}
+    try:
+        queue.flush(20)
+    except TimeoutError:
+        for io in ios:  # so that the end of the queue does not wait for them
+            with contextlib.suppress(OSError):
+                queue.cancel(io.id)
+        raise
+    return queue.reap(timeout=0)
+
+
+def results(queue: Queue, ios: list[Io]) -> list[int]:
+    """The same; results in the order of submission."""
+    found = {done.io.id: done.result for done in finish(queue, ios)}
     return [found[io.id] for io in ios]
 
 
@@ -158,11 +170,7 @@ def test_a_delay_passes_for_that_one_only(name: str, fd: int) -> None:
     with Queue(name, 8) as queue:
         queue.attach(fd)
         start = time.monotonic()
-        queue.submit(reads(fd, 4))
-        order: list[int] = []
-        while len(order) < 4:
-            order += [done.io.id for done in queue.reap(timeout=20)]
-        assert order[-1] == 0
+        assert [done.io.id for done in finish(queue, reads(fd, 4))][-1] == 0
         assert time.monotonic() - start >= 0.03
 
 
@@ -184,8 +192,7 @@ def test_a_held_io_can_be_taken_back(name: str, fd: int) -> None:
     with Queue(name, 8) as queue:
         queue.attach(fd)
         queue.submit(reads(fd, 2))
-        while not queue.reap(timeout=20):
-            pass
+        assert [done.io.id for done in queue.reap(timeout=20)] == [1]
         assert queue.cancel(0)
         assert queue.in_flight == 0
 
@@ -197,8 +204,7 @@ def test_any_order_is_another_one_and_that_of_its_seed(fd: int) -> None:
         plan(words)
         with Queue("fault:sync", 32) as queue:
             queue.attach(fd)
-            queue.submit(reads(fd, 32))
-            return [done.io.id for done in queue.reap()]
+            return [done.io.id for done in finish(queue, reads(fd, 32))]
 
     straight = list(range(32))
     assert order("seed=1") == straight
