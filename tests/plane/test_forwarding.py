@@ -369,7 +369,7 @@ def test_a_registration_that_makes_no_sense_is_refused(
 ) -> None:
     """Block sizes are powers of two up to 4096, and 1 for buffered images."""
     with pytest.raises(OSError) as caught:
-        kernel.register(image, **fields)  # type: ignore[arg-type]
+        kernel.register(image, **fields)
     assert caught.value.errno == error
 
 
