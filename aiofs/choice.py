@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from typing import Protocol
 
 import trio
 
 from .errors import reason
 from .evidence import ImageEvidence, Machine, Surroundings
+from .faults import PREFIX
 from .select import Decision, Direct, decide, named
 from .source import Source
 from .trial import Queues
@@ -28,8 +30,9 @@ class Opener(Protocol):
 class Drivers:
     """Says which driver serves an image. A driver that was named is never replaced."""
 
-    def __init__(self, asked: str | None, source: Source, machine: Machine) -> None:
-        """BadInput when `asked` does not work here."""
+    def __init__(self, asked: str | None, source: Source, machine: Machine, *, faulty: bool = False) -> None:
+        """BadInput when `asked` does not work here. `faulty`: faults are put before whatever is chosen."""
+        self._prefix = PREFIX if faulty else ""
         self._machine = machine
         self._surroundings = Surroundings.of(source, machine)
         self._named = named(asked, list(machine.statuses.values())) if asked else None
@@ -47,13 +50,13 @@ class Drivers:
                 decision = await trio.to_thread.run_sync(self._decide, fd, direct, read_only)
             if decision.driver not in self._open:
                 try:
-                    await plane.open_driver(decision.driver)
+                    await plane.open_driver(self._prefix + decision.driver)
                 except OSError as error:
                     self._refuse(decision, error)
                     continue
                 self._open.add(decision.driver)
             self._say(name, decision)
-            return decision
+            return replace(decision, driver=self._prefix + decision.driver)
 
     def _decide(self, fd: int, direct: Direct, read_only: bool) -> Decision:
         st = os.fstat(fd)

@@ -249,7 +249,8 @@ def _drivers(_: argparse.Namespace) -> int:
     for status in statuses:
         works, text = ("yes", status.description) if status.works else ("no", status.reason)
         print(f"{status.name:<10}{works:<7}{text}")
-    print("\nWithout --aio, one is decided for each image: 'aiofs probe IMAGE' shows which, and why.")
+    print("\nfault:DRIVER,... puts errors, short results and delays before one: docs/testing-with-faults.md.")
+    print("Without --aio, one is decided for each image: 'aiofs probe IMAGE' shows which, and why.")
     return 0
 
 

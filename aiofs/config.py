@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
+from . import faults
 from .errors import BadInput
 
 
@@ -62,6 +63,10 @@ class MountConfig:
     """An existing directory; absolute."""
     aio: str | None = None
     """The name of a driver; None: aiofs decides for each image."""
+    faults: faults.Plan | None = None
+    """What is to go wrong on purpose, before the driver."""
+    aio_words: str = field(default=AUTO, compare=False)
+    """`--aio` as it was written: both of them."""
     cache: CacheMode | None = None
     """None: `none` where O_DIRECT works for the image, else `writeback`."""
     queue_depth: int = DEFAULT_QUEUE_DEPTH
@@ -77,10 +82,15 @@ class MountConfig:
     survive: bool = True
     """Another server is started when this one dies."""
 
+    @property
+    def asked_driver(self) -> str:
+        """The driver asked for, as it is told: `io_uring`, `auto`, `fault:io_uring`."""
+        return (faults.PREFIX if self.faults else "") + (self.aio or AUTO)
+
     def to_words(self) -> Settings:
         """All of it as JSON can say it; `from_words` reads it."""
-        words: Settings = {}
-        for name in (field.name for field in fields(self)):
+        words: Settings = {"aio": self.aio_words}
+        for name in {each.name for each in fields(self)} - {"aio", "faults", "aio_words"}:
             value = getattr(self, name)
             if value is not None:
                 words[name] = value if isinstance(value, bool) else str(value)
@@ -113,7 +123,8 @@ def parse_driver(word: str) -> str | None:
         return None
     if word not in DRIVERS:
         raise BadInput(
-            f"unknown AIO driver '{word}'; valid: {AUTO} {' '.join(DRIVERS)} ('aiofs drivers' describes them)"
+            f"unknown AIO driver '{word}'; valid: {AUTO} {' '.join(DRIVERS)}, {faults.PREFIX}DRIVER "
+            "('aiofs drivers' describes them)"
         )
     return word
 
@@ -204,7 +215,8 @@ def _apply(config: MountConfig, name: str, value: str | bool) -> MountConfig:
     text = str(value)
     match name:
         case "aio":
-            return replace(config, aio=parse_driver(text))
+            driver, plan = faults.parse(text) if faults.is_faulty(text) else (text, None)
+            return replace(config, aio=parse_driver(driver), faults=plan, aio_words=text)
         case "cache":
             return replace(config, cache=parse_cache(text))
         case "queue_depth":

@@ -62,6 +62,7 @@ class Link(Protocol):
     def drop(self, ino: int) -> None: ...
 
 
+_FAILURE = struct.Struct("<I")  # of the ledger: errno; then the image's name
 _RECORD = struct.Struct("<QI?")  # of the ledger: generation, slot of the counters, locked for writing
 
 
@@ -124,6 +125,11 @@ class ImageTable:
         self._turns: dict[int, _Turn] = {}
         self._stamps = Stamps()
         self._ledger = ledger
+        self._failed = {
+            os.fsdecode(record[_FAILURE.size :]): _FAILURE.unpack_from(record)[0]
+            for _, record in ledger.records(LedgerKind.FAILURE)
+        }
+        """By name: the errno of an fsync that failed, of images that are closed."""
         self._left = {ino: _RECORD.unpack(record) for ino, record in ledger.records(LedgerKind.IMAGE)}
         """Open images of a server before this one, until `restore`."""
         self._tallies = Tallies(ledger, in_use=(slot for _, slot, _ in self._left.values()))
@@ -196,6 +202,12 @@ class ImageTable:
 
     def _close(self, image: OpenImage) -> None:
         """Close what is not registered (any more); its counters stay."""
+        error = image.counters.sticky_error
+        if error:
+            self._failed[image.name] = error
+            self._ledger.put(
+                LedgerKind.FAILURE, image.node.ino, _FAILURE.pack(error) + os.fsencode(image.name)
+            )
         image.counters.memory.sticky_error = 0
         self._ledger.drop(LedgerKind.IMAGE, image.node.ino)
         orphan = self.nodes.orphans.pop(image.node.ino, None)
@@ -394,16 +406,21 @@ class ImageTable:
         """Sync, unlock and close every image; returns what failed, the image's name in `filename`.
 
         For the end, when the data plane's loop has returned: images that are still open stay registered
-        with nobody. `unsafe` images are synced as well: nothing is gained by losing them now.
+        with nobody. `unsafe` images are synced as well: nothing is gained by losing them now. An image whose
+        fsync failed earlier has failed: a sync that succeeds after that says nothing of what was lost.
         """
-        failures = []
+        failed = dict(self._failed)
         while self._images:
             # Out of the table first: the last release of it may still be on its way, and would close it too.
             _, image = self._images.popitem()
             try:
                 await trio.to_thread.run_sync(os.fdatasync, image.fd)
             except OSError as error:
-                failures.append(OSError(error.errno, error.strerror, image.name))
+                image.counters.memory.sticky_error = -(
+                    error.errno or errno.EIO
+                )  # for a server after this one
                 log.error("%s: cannot write to disk: %s", image.name, error.strerror)
+            if image.counters.sticky_error:
+                failed[image.name] = image.counters.sticky_error
             image.close()
-        return failures
+        return [OSError(error, os.strerror(error), name) for name, error in failed.items()]

@@ -16,12 +16,16 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import fusermount
-from .config import AUTO, MountConfig
+from .config import MountConfig
 from .errors import AiofsError, reason
+from .faults import Plan
 from .mounttable import Mount
+
+if TYPE_CHECKING:
+    from .dataplane import FaultCounts
 
 INFO_FILE = ".aiofs/info.json"
 WIDTH = 80
@@ -55,6 +59,9 @@ FIELDS: Mapping[str, str] = {
     "plane": "counters of the data plane: requests read from the kernel; forwarded of them to the control "
     "plane; refused as malformed; batches submitted, ios in all of them, and batch_ios: [k] counts those "
     "of 2^k to 2^(k+1)-1 ios; sleeps, and looks: sleeps avoided by looking a little longer; in_flight now",
+    "faults": "null, or what fault:DRIVER does on purpose: seed, reorder, ios given to it, overlaps (of them "
+    "while one that they overlap was in flight: 0, or aiofs is wrong), and each fault's words and how many "
+    "operations it struck",
     "latency_limits_ns": "the longest latency of each bucket of the images' latencies, in ns; one bucket "
     "more, inf, has no limit",
     "images": "the open images, one entry each: its name, path in the mount, node (inode number), driver and "
@@ -114,6 +121,7 @@ def build(
     exchange: tuple[bytes, bytes] | None,
     memory: Mapping[str, Any],
     plane: Mapping[str, Any],
+    faults: FaultCounts | None = None,
     latency_limits_ns: Iterable[int],
     images: Iterable[Mapping[str, Any]],
     closed: Iterable[Mapping[str, Any]],
@@ -131,7 +139,7 @@ def build(
         "source": str(config.source),
         "source_kind": source_kind,
         "mountpoint": str(config.mountpoint),
-        "driver": config.aio or AUTO,
+        "driver": config.asked_driver,
         "driver_reason": "asked for" if config.aio else "decided for each image",
         "cache": str(config.cache or "auto"),
         "queue_depth": config.queue_depth,
@@ -142,9 +150,23 @@ def build(
         "memory": dict(memory),
         "clock_s": time.monotonic(),
         "plane": dict(plane),
+        "faults": _faults(config.faults, faults) if config.faults and faults else None,
         "latency_limits_ns": list(latency_limits_ns),
         "images": [dict(image) for image in images],
         "closed": [dict(image) for image in closed],
+    }
+
+
+def _faults(plan: Plan, counts: FaultCounts) -> dict[str, Any]:
+    return {
+        "seed": plan.seed,
+        "reorder": plan.reorder,
+        "ios": counts.ios,
+        "overlaps": counts.overlaps,
+        "faults": [
+            {"words": fault.text, "struck": struck}
+            for fault, struck in zip(plan.faults, counts.struck, strict=True)
+        ],
     }
 
 
@@ -208,6 +230,8 @@ def describe(info: Mapping[str, Any], now: float | None = None) -> str:
     if plane:
         rows.append(("requests", _requests(plane)))
         rows.append(("batches", _batches(plane)))
+    if info.get("faults"):
+        rows += _fault_rows(info["faults"])
     lines = [info["mountpoint"], *(f"  {name:<9} {text}" for name, text in rows), ""]
     images = [_named_inside(image, info["source"]) for image in info.get("images", [])]
     lines += image_table(images) if images else ["  no image is open"]
@@ -247,6 +271,14 @@ def _batches(plane: Mapping[str, Any]) -> str:
         if number
     ]
     return f"{plane['batches']:,}" + (f" (ios each: {', '.join(shares)})" if shares else "")
+
+
+def _fault_rows(faults: Mapping[str, Any]) -> list[tuple[str, str]]:
+    order = ", any order" if faults["reorder"] else ""
+    rows = [
+        ("faults", f"{faults['ios']:,} I/Os, {faults['overlaps']:,} overlaps, seed {faults['seed']}{order}")
+    ]
+    return rows + [("", f"{fault['words']}: struck {fault['struck']:,}") for fault in faults["faults"]]
 
 
 def decisions(info: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

@@ -66,6 +66,8 @@ class Kind(enum.IntEnum):
     """the node id of an image that was open earlier"""
     CHANGE = 5
     """any: a change of names that was begun lately"""
+    FAILURE = 6
+    """the node id of an image whose fsync had failed when it was closed"""
 
 
 class LedgerUnusable(AiofsError):

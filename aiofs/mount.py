@@ -135,7 +135,7 @@ def _choose_drivers(config: MountConfig, source: Source) -> Drivers:
     from .choice import Drivers
     from .evidence import Machine
 
-    return Drivers(config.aio, source, Machine.look())
+    return Drivers(config.aio, source, Machine.look(), faulty=config.faults is not None)
 
 
 def _open_source(config: MountConfig, *, again: bool = False) -> tuple[Source, frozenset[str]]:

@@ -34,8 +34,8 @@ import aiofs
 from . import fusermount, holders, info, mounttable
 from .choice import Drivers
 from .commands import Commands
-from .config import AUTO, MountConfig
-from .dataplane import LATENCY_LIMITS_NS, DataPlane
+from .config import MountConfig
+from .dataplane import LATENCY_LIMITS_NS, DataPlane, FaultCounts, fault_counts, set_faults
 from .errors import AiofsError, reason
 from .exchange import keep_exchange, kept_exchange, negotiated
 from .fs import Operations
@@ -139,6 +139,9 @@ class Server:
             progress=self._ledger.progress_place(),
             predecessor_init=self._predecessors_init[0] if self._predecessors_init else b"",
         )
+        if self._config.faults:
+            set_faults(self._config.faults)
+            log.warning("AIO driver %s: requests of this mount fail on purpose", self._config.asked_driver)
         self._table = ImageTable(
             source=self._source,
             plane=Commands(self._plane, self._unanswering),
@@ -181,9 +184,9 @@ class Server:
 
     async def _open_driver(self) -> None:
         """One that was named starts with the mount, so that its errors show; others with their images."""
-        asked = self._config.aio
-        if asked is None:
+        if self._config.aio is None:
             return
+        asked = self._config.asked_driver
         try:
             await self._plane.open_driver(asked)
         except OSError as error:
@@ -237,7 +240,7 @@ class Server:
             "%s on %s: AIO driver %s, cache %s",
             self._source.describe(),
             self._config.mountpoint,
-            self._config.aio or AUTO,
+            self._config.asked_driver,
             self._config.cache or "auto",
         )
         self._service.ready(f"serving {self._source.describe()} on {self._config.mountpoint}")
@@ -447,7 +450,11 @@ class Server:
             exchange=self._plane.init_exchange(),
             memory=vars(self._memory),
             plane=self._plane.counters(),
+            faults=self._faults(),
             latency_limits_ns=LATENCY_LIMITS_NS,
             images=map(vars, self._table.info()),
             closed=self._table.closed(),
         )
+
+    def _faults(self) -> FaultCounts | None:
+        return fault_counts(self._config.faults) if self._config.faults else None

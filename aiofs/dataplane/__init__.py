@@ -4,6 +4,7 @@ Everything the rest of aiofs may use is here; nothing else imports the extension
 """
 
 from .counters import COUNTERS_SIZE, LATENCY_LIMITS_NS, OPERATIONS, ImageCounters
+from .faults import FaultCounts, add_fault, fault_counts, set_faults
 from .measure import Load, Measurement, Stop, measure
 from .plane import (
     MAX_QUEUE_DEPTH,
@@ -25,6 +26,7 @@ __all__ = [
     "Completion",
     "DataPlane",
     "DriverStatus",
+    "FaultCounts",
     "ImageCounters",
     "ImageSpec",
     "Io",
@@ -33,7 +35,10 @@ __all__ = [
     "Op",
     "Queue",
     "Stop",
+    "add_fault",
     "driver_names",
     "drivers",
+    "fault_counts",
     "measure",
+    "set_faults",
 ]

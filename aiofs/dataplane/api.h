@@ -10,7 +10,7 @@
 int32_t aiofs_driver_count(void); /* those for users */
 const char *aiofs_driver_name(int32_t index);        /* NULL past the end */
 const char *aiofs_driver_description(int32_t index);
-/* The place of any driver, `fault` included, in the table (aiofs_command.driver), or -ENOENT. */
+/* The place of any driver, fault:NAME included, in the table (aiofs_command.driver), or -ENOENT. */
 int32_t aiofs_driver_index(const char *name);
 /* 0 when this machine can run it; else -errno, and a sentence in why. -ENOENT for an unknown name. */
 int32_t aiofs_driver_probe(const char *name, char *why, uint32_t size);
@@ -210,14 +210,27 @@ uint64_t aiofs_latency_limit(uint32_t bucket);
 /* The kernel's INIT request and the answer it got, for a successor; bytes copied, or -ENODATA, -ERANGE. */
 int32_t aiofs_init_exchange(aiofs_plane *plane, int32_t reply, void *buffer, uint32_t size);
 
-/* ---- the fault driver, for tests (drivers/fault.c): one script for the whole process ---- */
+/* ---- the fault drivers (drivers/fault.c): one plan for all of the process that serves through `fault:NAME` ---- */
+
+enum { AIOFS_FAULT_ERROR = 0, AIOFS_FAULT_SHORT = 1, AIOFS_FAULT_DELAY = 2, AIOFS_FAULT_STALL = 3 };
+enum { AIOFS_FAULTS_MAX = 64 };
 
 typedef struct {
-    int64_t from, to; /* ios that touch bytes from .. to-1; any for fsync, truncate and seek */
-    int64_t result;   /* < 0: fail with it, undone; >= 0: of a read or write, do at most so many bytes and say so */
-    int32_t op;       /* as in aiofs_io, and 4 fallocate, 5 seek */
-    int32_t times;    /* so often; -1: always */
-} aiofs_fault_rule;
+    int32_t kind;
+    uint32_t ops;         /* what it may strike: bit 1 << op, op as in aiofs_io, and 4 fallocate, 5 lseek */
+    int64_t value;        /* error: -errno; short: bytes that are done at most, -1 for half; delay, stall: ns */
+    int64_t from, to;     /* only ios that touch bytes from .. to-1; fsync, truncate and lseek always do */
+    uint64_t first, last; /* of the ios that it may strike, counted from 1, those numbered so */
+    uint64_t chance;      /* with this probability, in units of 2^-32 */
+    int32_t spares_threads; /* 1: not those that are marked as blocking */
+    int32_t pad;
+} aiofs_fault;
+
+typedef struct {
+    uint64_t ios;      /* submitted */
+    uint64_t overlaps; /* of them while one that they overlap was in flight, one of the two a change */
+    uint64_t struck[AIOFS_FAULTS_MAX]; /* by fault, in the order of adding */
+} aiofs_fault_counts;
 
 typedef struct {
     int64_t offset;
@@ -225,14 +238,20 @@ typedef struct {
     int32_t op;
     int32_t fd;
     uint32_t segments;
-    uint32_t batch; /* ios in the submit that it came with */
+    uint32_t batch;  /* ios in the submit that it came with */
+    uint32_t blocks; /* 1: marked as blocking, so that `threads` does it */
+    uint32_t pad;
 } aiofs_fault_entry;
 
-int32_t aiofs_fault_reset(void);
-int32_t aiofs_fault_hold(int32_t hold); /* 1: nothing finishes until 0 */
-int32_t aiofs_fault_add(const aiofs_fault_rule *rule);
-int32_t aiofs_fault_log(aiofs_fault_entry *out, uint32_t max); /* what was submitted so far, in order */
-int64_t aiofs_fault_overlaps(void); /* ios submitted while one that they overlap was in flight */
+/* Forget every fault, count and entry. `seed`: of chances and of the order; reorder 1: in any order. */
+int32_t aiofs_fault_reset(uint64_t seed, int32_t reorder);
+/* One more fault; of those that give a result the first that strikes an io counts. -ENOSPC: there are too many. */
+int32_t aiofs_fault_add(const aiofs_fault *fault);
+int32_t aiofs_fault_read(aiofs_fault_counts *out);
+/* For tests: 1: nothing is started until 0. */
+int32_t aiofs_fault_hold(int32_t hold);
+/* For tests: the first 65,536 ios that were submitted, in order; how many were copied. */
+int32_t aiofs_fault_log(aiofs_fault_entry *out, uint32_t max);
 
 /* ---- merge.h, protocol.h and histogram.h, for tests (testing.c) ---- */
 

@@ -211,23 +211,16 @@ static int wants_thread(const struct request *r)
 /* ios[0..n), all of one queue. The queues hold as many ios as there are requests, so none is refused. */
 static void submit_run(struct aiofs_plane *plane, struct queue *queue, struct io **ios, int n)
 {
-    int plain = 0;
+    int accepted;
 
     for (int i = 0; i < n; i++) {
         struct request *r = request_of(ios[i]);
 
         count_io(r->image, r->io.op, plane->counters.batches + 1);
-        if (wants_thread(r)) {
-            int accepted = queue_submit_blocking(queue, ios[i]);
-            assert(accepted == 0);
-        } else {
-            ios[plain++] = ios[i];
-        }
+        r->io.blocks = wants_thread(r);
     }
-    if (plain) {
-        int accepted = queue_submit(queue, ios, plain);
-        assert(accepted == plain);
-    }
+    accepted = queue_submit(queue, ios, n);
+    assert(accepted == n);
     count_batch(plane, n);
 }
 

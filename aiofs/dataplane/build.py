@@ -47,7 +47,7 @@ class build_ext(_build_ext):
         glue = HERE / "_plane.c"
         write_glue(glue)
         ext.sources = [*sources(), str(glue.relative_to(ROOT))]
-        ext.depends = [str(p.relative_to(ROOT)) for p in HERE.glob("*.h")]
+        ext.depends = [str(p.relative_to(ROOT)) for p in (*HERE.glob("*.h"), *HERE.glob("drivers/*.h"))]
         ext.include_dirs = [str(HERE)]
         ext.libraries = LIBRARIES
         # The glue is cffi's code: it gets our standard but not our warnings, which are for our own files

@@ -61,6 +61,11 @@ class ImageCounters:
         }
 
     @property
+    def sticky_error(self) -> int:
+        """errno of an fsync that failed, or 0."""
+        return -int(self.memory.sticky_error)
+
+    @property
     def unused(self) -> bool:
         """Nothing has been counted."""
         counted = self.memory

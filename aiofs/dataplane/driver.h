@@ -9,7 +9,8 @@
  * Life:    probe ... open -> attach -> (submit | reap | cancel)* -> detach -> close
  *
  * To add a driver: copy drivers/sync.c, fill in the struct at its end, and put it in the table in
- * drivers/drivers.c. The contract suite (tests/parts/test_driver_contract.py) then runs over it.
+ * drivers/drivers.c; then its double with faults, by a line at the end of drivers/fault.c. The contract
+ * suite (tests/parts/test_driver_contract.py) runs over both.
  */
 #ifndef AIOFS_DRIVER_H
 #define AIOFS_DRIVER_H
@@ -17,12 +18,16 @@
 #include <stddef.h>
 #include "io.h"
 
+/* In `operations`: takes ios that are marked `blocks` as well. */
+#define OPERATION_BLOCKING (1u << IO_OPS)
+#define OPERATIONS_ALL (OPERATION_BLOCKING | (OPERATION_BLOCKING - 1))
+
 struct aio; /* one open instance; each driver defines its own and casts */
 
 struct driver {
     const char *name;
     const char *description; /* one line, for people */
-    unsigned operations;     /* bit (1u << op) for each io_op it can do */
+    unsigned operations;     /* bit (1u << op) for each io_op it can do, and OPERATION_BLOCKING */
 
     /* Can this machine run it? 0, or -errno with a sentence for people in why[size] that names the
      * cause and, where there is one, the way out. Leaves nothing behind. Any thread. */
@@ -63,7 +68,8 @@ struct driver {
 
 /* drivers/drivers.c: the table, in the order in which `aiofs drivers` shows it. */
 extern const struct driver *const aiofs_driver_table[];
-extern const int aiofs_driver_table_count; /* the last one is `fault`, for tests */
+extern const int aiofs_driver_table_count;
+extern const int aiofs_driver_listed_count; /* the first so many are for users; fault:NAME of each follow */
 const struct driver *driver_by_name(const char *name); /* NULL when there is none */
 
 extern const struct driver driver_io_uring;
@@ -71,7 +77,11 @@ extern const struct driver driver_linux;
 extern const struct driver driver_threads;
 extern const struct driver driver_posix;
 extern const struct driver driver_sync;
-extern const struct driver driver_fault;
+extern const struct driver driver_fault_io_uring;
+extern const struct driver driver_fault_linux;
+extern const struct driver driver_fault_threads;
+extern const struct driver driver_fault_posix;
+extern const struct driver driver_fault_sync;
 
 /* drivers/sync.c: do one io in place, blocking; its result. Any thread. */
 int64_t io_perform(const struct io *io);

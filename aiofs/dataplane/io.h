@@ -32,6 +32,7 @@ struct io {
     int mode;                /* FALLOCATE: as in fallocate(2); SEEK: whence, SEEK_DATA or SEEK_HOLE */
     const struct iovec *iov; /* READ and WRITE only */
     int iovcnt;              /* 1 .. IO_SEGMENTS_MAX */
+    int blocks;              /* it would hold up its driver: `threads` does it */
     int64_t result;          /* valid once reaped: bytes (or 0, or an offset), or -errno */
     struct io *next;         /* a link for whoever owns the io */
 };

@@ -24,7 +24,7 @@
 #include "queue.h"
 #include "request.h"
 
-#define QUEUES_MAX 8        /* drivers */
+#define QUEUES_MAX 16       /* drivers, those with faults included */
 #define PENDING_OPENS_MAX 1024
 #define RESIZES_MAX 64      /* resizes in work at once; more wait in the control socket */
 #define INIT_MESSAGE_MAX 256

@@ -38,8 +38,6 @@ struct queue {
     struct io **scratch; /* depth pointers */
 };
 
-#define EVERY_OPERATION ((1u << IO_OPS) - 1)
-
 static int open_lane(struct lane *lane, const struct driver *driver, unsigned depth)
 {
     lane->driver = driver;
@@ -79,8 +77,7 @@ int queue_open(struct queue **out, const struct driver *driver, unsigned depth)
         error = -ENOMEM;
     if (error == 0)
         error = open_lane(&q->main, driver, depth);
-    /* `threads` needs no second self. */
-    if (error == 0 && driver != &driver_threads)
+    if (error == 0 && driver->operations != OPERATIONS_ALL)
         error = open_lane(&q->other, &driver_threads, depth < OTHER_DEPTH ? depth : OTHER_DEPTH);
     if (error < 0) {
         queue_close(q);
@@ -127,7 +124,8 @@ static void hand_on(struct lane *lane, struct io *const *ios, int n)
 
 static bool can_do(const struct queue *q, const struct io *io)
 {
-    return q->other.aio == NULL || (q->main.driver->operations & 1u << io->op) != 0;
+    unsigned needed = 1u << io->op | (io->blocks ? OPERATION_BLOCKING : 0);
+    return (q->main.driver->operations & needed) == needed;
 }
 
 /* Some ios go to either lane: part them, keeping their order, so that each lane still gets one batch. */
@@ -162,15 +160,6 @@ int queue_submit(struct queue *q, struct io *const *ios, int n)
     else
         hand_on_parted(q, ios, n);
     return n;
-}
-
-int queue_submit_blocking(struct queue *q, struct io *io)
-{
-    if (q->in_flight == q->depth)
-        return -EAGAIN;
-    q->in_flight++;
-    hand_on(q->other.aio != NULL ? &q->other : &q->main, &io, 1);
-    return 0;
 }
 
 /* ---- reap ---- */

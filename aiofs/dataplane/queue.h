@@ -1,5 +1,5 @@
-/* queue.h -- a driver instance made whole: what the driver cannot do goes to `threads`, and what it
- * has no room for waits here, in order.
+/* queue.h -- a driver instance made whole: what the driver cannot do, and what is marked as blocking, goes to
+ * `threads`, and what it has no room for waits here, in order.
  *
  * The loop uses one queue per driver in use; from Python one is opened through aiofs_queue_* (api.h).
  * Threads: one thread, as for drivers. Allocates at open only.
@@ -15,7 +15,7 @@
 struct queue;
 
 /* A queue on `driver` for up to `depth` ios accepted and not yet reaped. Opens a second, small
- * `threads` instance for operations outside driver->operations. 0 and *out, or -errno. */
+ * `threads` instance for what is outside driver->operations. 0 and *out, or -errno. */
 int queue_open(struct queue **out, const struct driver *driver, unsigned depth);
 
 const struct driver *queue_driver(const struct queue *q);
@@ -27,10 +27,6 @@ void queue_detach(struct queue *q, int file);
 /* Accept ios[0..n), in order, hand as many as fit to the driver in one batch and keep the rest for
  * later. Returns the accepted prefix; fewer than n only when `depth` is reached. */
 int queue_submit(struct queue *q, struct io *const *ios, int n);
-
-/* The same for one io that is known to block its driver's submit (a buffered write under `linux`):
- * always goes to `threads`. 0, or -EAGAIN when full. */
-int queue_submit_blocking(struct queue *q, struct io *io);
 
 /* Finished ios, up to max; also hands on what was waiting for room. Never blocks. */
 int queue_reap(struct queue *q, struct io **out, int max);

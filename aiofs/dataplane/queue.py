@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from .binding import check, ffi, lib
-from .plane import driver_names
+from .plane import driver_index
 
 Buffer = bytes | bytearray | memoryview | mmap.mmap
 
@@ -65,8 +65,7 @@ class Queue:
 
         OSError when the kernel refuses; `aiofs.dataplane.drivers()` tells why.
         """
-        if driver not in driver_names():
-            raise ValueError(f"no driver is named {driver!r}; there are {', '.join(driver_names())}")
+        driver_index(driver)
         if not 1 <= depth <= 4096:
             raise ValueError(f"queue depth {depth} is not within 1..4096")
         out = ffi.new("aiofs_queue **")

@@ -20,7 +20,8 @@
 #include "plane.h"
 #include "space.h"
 
-/* EINTR, EAGAIN and reads without progress after which a request is answered with an error. */
+/* How often a request may come back from its image without progress (EINTR, EAGAIN, less than a block) before
+ * it is answered with EIO. The first DRIVER_TRIES are the driver's, all after them those of `threads`. */
 #define TRIES_MAX 64
 
 /* ---- answers ---- */
@@ -243,6 +244,15 @@ static void again(struct aiofs_plane *plane, struct request *r)
     serve_ready(plane, r);
 }
 
+/* The io of r has done nothing that could be built on. */
+static void again_unless_hopeless(struct aiofs_plane *plane, struct request *r)
+{
+    if (++r->tries < TRIES_MAX)
+        again(plane, r);
+    else
+        serve_fail(plane, r, -EIO);
+}
+
 /* Bytes of the current step that are done, once `bytes` more have been; O_DIRECT goes on at whole
  * blocks only, so the part of a block is done again. 0: no progress. */
 static uint32_t progress(const struct request *r, int64_t bytes)
@@ -259,10 +269,11 @@ static void finish_read(struct aiofs_plane *plane, struct request *r, int64_t by
     int64_t size;
     uint32_t now;
 
-    if (bytes == 0 || (size_t)bytes == r->single.iov_len) {
+    if ((size_t)bytes == r->single.iov_len) {
         answer_read(plane, r, got);
         return;
     }
+    /* No bytes at all mean no end either, unless the image's size says so: the kernel would fill up with zeros. */
     size = image_size(r->image);
     if (size >= 0 && r->io.offset + bytes >= size) {
         answer_read(plane, r, got); /* the end of the image */
@@ -271,12 +282,14 @@ static void finish_read(struct aiofs_plane *plane, struct request *r, int64_t by
     /* Less than a block of progress: it ended at the old end of an image that a write, on its way at the
      * same time, has made longer. Reading again finds the new end. */
     now = progress(r, bytes);
-    if (size < 0 || (!now && ++r->tries >= TRIES_MAX)) {
-        serve_fail(plane, r, size < 0 ? size : -EIO);
-        return;
+    if (size < 0) {
+        serve_fail(plane, r, size);
+    } else if (now) {
+        r->done = now;
+        again(plane, r);
+    } else {
+        again_unless_hopeless(plane, r);
     }
-    r->done = now ? now : r->done;
-    again(plane, r);
 }
 
 static void finish_write(struct aiofs_plane *plane, struct request *r, int64_t bytes)
@@ -288,12 +301,14 @@ static void finish_write(struct aiofs_plane *plane, struct request *r, int64_t b
         return;
     }
     now = progress(r, bytes);
-    if (!now) { /* a write that cannot go on has no room: the kernel would say so at the next try */
-        serve_fail(plane, r, -ENOSPC);
-        return;
+    if (now) {
+        r->done = now;
+        again(plane, r);
+    } else if (bytes > 0) {
+        again_unless_hopeless(plane, r); /* less than a block: to be done again whole */
+    } else {
+        serve_fail(plane, r, -ENOSPC); /* a write that cannot begin has no room: the next try would say so */
     }
-    r->done = now;
-    again(plane, r);
 }
 
 /* An edge block has been read: put its part around the data, and go on to the next step. */
@@ -306,8 +321,12 @@ static void finish_edge(struct aiofs_plane *plane, struct request *r, int64_t by
     if (bytes < block) {
         int64_t size = image_size(r->image);
 
-        if (size < 0 || r->io.offset + bytes < size) {
-            serve_fail(plane, r, size < 0 ? size : -EIO);
+        if (size < 0) {
+            serve_fail(plane, r, size);
+            return;
+        }
+        if (r->io.offset + bytes < size) {
+            again_unless_hopeless(plane, r);
             return;
         }
         /* Someone made the image shorter underneath; what is past its end reads as zeros. */
@@ -353,13 +372,17 @@ static void finish_other(struct aiofs_plane *plane, struct request *r, int64_t r
 /* The io of r alone has finished. */
 static void finish(struct aiofs_plane *plane, struct request *r, int64_t result)
 {
-    if (result < 0) {
-        if ((result == -EINTR || result == -EAGAIN) && ++r->tries < TRIES_MAX) {
+    if (result == -EINTR || result == -EAGAIN) {
+        if (++r->tries < TRIES_MAX) {
             again(plane, r);
             return;
         }
-        result = space_result(r, result);
+        /* What a driver says of itself is no answer about the image. A caller would take it for a request to ask
+         * again: the loops of Python, Go and the C library do, at once and for ever. */
+        result = -EIO;
     }
+    if (result < 0)
+        result = space_result(r, result);
     if (r->io.op == IO_FSYNC)
         finish_fsync(plane, r, result);
     else if (result < 0)

@@ -25,6 +25,8 @@ PATIENCE_S = 20
 """How long an edge may take before it counts as lost."""
 
 NAMES = ("io_uring", "linux", "threads", "posix", "sync")
+FAULTY = tuple(f"fault:{name}" for name in NAMES)
+"""The same with faults put before them; without a plan there are none."""
 
 
 class Drivers:
@@ -42,6 +44,7 @@ class Drivers:
             text = re.sub(r"(?m)^#.*$", "", (SOURCES / header).read_text())
             # cffi cannot read a constant out of a library, but it can read a variable.
             self.ffi.cdef(text.replace("extern const int", "extern int"))
+        self.ffi.cdef((SOURCES / "api.h").read_text())
         self.lib: Any = self.ffi.dlopen(str(path))
 
     def names(self) -> list[str]:

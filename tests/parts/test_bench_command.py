@@ -21,9 +21,9 @@ from mounting import AIOFS, TIMEOUT_S, run_aiofs
 from aiofs.bench import command, scratch
 from aiofs.bench.arguments import Request
 from aiofs.bench.run import Failed, measured
-from aiofs.dataplane import Load, Op
-from aiofs.dataplane.binding import ffi, lib
+from aiofs.dataplane import Load, Op, set_faults
 from aiofs.errors import AiofsError
+from aiofs.faults import Fault, Kind, Plan
 from aiofs.locks import lock_for_reading, lock_for_writing
 
 SHORT = ("--rounds", "1", "--runtime", "0.01", "--depths", "1,4")
@@ -237,12 +237,10 @@ def test_a_disk_that_fills_up_is_told(image: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def full_disk() -> Iterator[None]:
-    """Every write through the fault driver fails with ENOSPC."""
-    lib.aiofs_fault_reset()
-    rule = {"from": 0, "to": 1 << 40, "result": -errno.ENOSPC, "op": 1, "times": -1}
-    lib.aiofs_fault_add(ffi.new("aiofs_fault_rule *", rule))
+    """Every write through a fault driver fails with ENOSPC."""
+    set_faults(Plan((Fault(Kind.ERROR, errno.ENOSPC, ("write",)),)))
     yield
-    lib.aiofs_fault_reset()
+    set_faults(Plan())
 
 
 @pytest.mark.usefixtures("full_disk")
@@ -250,10 +248,10 @@ def test_an_io_that_fails_ends_the_run_with_its_reason(image: Path) -> None:
     """What was done, through which driver, on what, and the way out."""
     with image.open("r+b") as file, pytest.raises(Failed) as failure:
         load = Load(op=Op.WRITE, depth=4, block_size=4096, end=1 << 20)
-        measured("fault", file.fileno(), load, "the disk")
+        measured("fault:sync", file.fileno(), load, "the disk")
     assert (
         str(failure.value)
-        == "writing the disk through fault at depth 4: No space left on device; free some space"
+        == "writing the disk through fault:sync at depth 4: No space left on device; free some space"
     )
 
 

@@ -160,6 +160,7 @@ def test_the_drivers_are_described(words: list[str]) -> None:
     for name in DRIVERS:
         [line] = [line for line in lines if line.startswith(f"{name} ")]
         assert line.split()[1] in ("yes", "no")
+    assert "docs/testing-with-faults.md" in lines[-2]
     assert "aiofs probe" in lines[-1]
 
 

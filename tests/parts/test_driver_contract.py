@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from driving import FALLOCATE, FSYNC, NAMES, SEEK, TRUNCATE, Drivers, Instance
+from driving import FALLOCATE, FAULTY, FSYNC, NAMES, SEEK, TRUNCATE, Drivers, Instance
 
 BLOCK = 4096
 
@@ -27,7 +27,7 @@ def drivers(tmp_path_factory: pytest.TempPathFactory) -> Drivers:
     return Drivers(tmp_path_factory.mktemp("drivers"))
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=(*NAMES, *FAULTY))
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -60,8 +60,9 @@ def descriptors() -> list[Path]:
 
 
 def test_the_table_holds_the_five_drivers_in_order(drivers: Drivers) -> None:
-    """The suite's parameters are the table, but for its last entry, the fault driver of other tests."""
-    assert tuple(drivers.names()) == (*NAMES, "fault")
+    """The suite's parameters are the table: each driver by itself, then each behind faults."""
+    assert tuple(drivers.names()) == (*NAMES, *FAULTY)
+    assert drivers.lib.aiofs_driver_listed_count == len(NAMES)
 
 
 def test_each_accepted_io_comes_back_exactly_once(aio: Instance, opened: Callable[..., int]) -> None:
@@ -323,6 +324,28 @@ def test_an_edge_follows_completions_that_nobody_polls_for(aio: Instance, opened
         assert aio.submit(*[aio.read(fd, i * BLOCK, BLOCK) for i in range(n)]) == n
         assert aio.edge(), f"no edge in round {round_}"
         aio.finish(n)
+
+
+@pytest.mark.parametrize("faulty", FAULTY)
+@pytest.mark.parametrize("kind", ["error", "delay"])
+def test_an_edge_follows_what_a_fault_has_finished_or_put_off(
+    drivers: Drivers, faulty: str, kind: str, opened: Callable[..., int]
+) -> None:
+    """No driver has worked on the one; the other starts when a timer says so."""
+    fd = opened(bytes(BLOCK))
+    drivers.lib.aiofs_fault_reset(1, 0)
+    everything = {"ops": 63, "to": 1 << 62, "first": 1, "last": 1 << 62, "chance": 1 << 32}
+    which, value = (0, -errno.EIO) if kind == "error" else (2, 2_000_000)
+    fault = {**everything, "kind": which, "value": value}
+    assert drivers.lib.aiofs_fault_add(drivers.ffi.new("aiofs_fault *", fault)) == 0
+    with drivers.open(faulty, 4) as aio:
+        aio.attach(fd)
+        for _ in range(20):
+            assert aio.submit(aio.read(fd, 0, BLOCK)) == 1
+            assert aio.edge()
+            [io] = aio.finish(1)
+            assert io.result == (-errno.EIO if kind == "error" else BLOCK)
+    drivers.lib.aiofs_fault_reset(1, 0)
 
 
 def test_a_reap_smaller_than_what_is_ready_loses_nothing(aio: Instance, opened: Callable[..., int]) -> None:

@@ -113,6 +113,25 @@ def test_an_fsync_error_ends_with_the_last_close(table: ImageTable, plane: FakeP
     assert [spec.sticky_error for spec in plane.seen] == [0, 0]
 
 
+def test_an_fsync_error_is_told_at_the_end(table: ImageTable, plane: FakePlane) -> None:
+    """Closed or open, though the last sync succeeds: what could not be written then is not on disk."""
+    image = node_of(table)
+
+    async def closed() -> None:
+        await table.open(image, os.O_RDWR)
+        plane.seen[-1].counters.memory.sticky_error = -errno.EIO
+        await table.release(image.ino)
+
+    async def still_open() -> None:
+        await table.open(image, os.O_RDWR)
+        plane.seen[-1].counters.memory.sticky_error = -errno.ENOSPC
+
+    for scenario, expected in ((closed, errno.EIO), (still_open, errno.ENOSPC)):
+        run(scenario)
+        failures = trio.run(table.close_all)
+        assert [(failure.errno, Path(failure.filename).name) for failure in failures] == [(expected, "a.img")]
+
+
 def test_closing_all_syncs_and_closes_what_is_still_open(table: ImageTable, plane: FakePlane) -> None:
     """At the end every image is closed, and its lock is free."""
     image = node_of(table)

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from aiofs.bench.order import disorder, numbers_in
-from aiofs.dataplane import Io, Load, Op, Queue, Stop, driver_names, measure
+from aiofs.dataplane import Io, Load, Op, Queue, Stop, add_fault, driver_names, measure, set_faults
 from aiofs.dataplane.binding import ffi, lib
+from aiofs.faults import Fault, Kind, Plan
 
 BLOCK = 4096
 BLOCKS = 256
@@ -36,10 +37,10 @@ def fd(tmp_path: Path) -> Iterator[int]:
 
 @pytest.fixture
 def faults() -> Iterator[None]:
-    """The fault driver's script is empty before and after."""
-    lib.aiofs_fault_reset()
+    """Nothing goes wrong on purpose, but what the test asks for."""
+    set_faults(Plan())
     yield
-    lib.aiofs_fault_reset()
+    set_faults(Plan())
 
 
 def load(op: Op, **more: object) -> Load:
@@ -96,26 +97,22 @@ def test_a_run_without_end_is_stopped_from_another_thread(name: str, fd: int) ->
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
 def test_a_failure_ends_the_run_and_is_counted(fd: int, code: int) -> None:
     """The errno is that of the request that failed."""
-    lib.aiofs_fault_add(
-        ffi.new("aiofs_fault_rule *", {"from": 0, "to": BLOCK, "result": -code, "op": 1, "times": 1})
-    )
-    done = measure("fault", fd, load(Op.WRITE), Stop())
+    add_fault(Fault(Kind.ERROR, code, ("write",), end=BLOCK, last=1))
+    done = measure("fault:sync", fd, load(Op.WRITE), Stop())
     assert (done.errors, done.error) == (1, -code)
 
 
 @pytest.mark.usefixtures("faults")
 def test_a_short_request_is_a_failure(fd: int) -> None:
     """ENODATA: a benchmark of half requests would be no benchmark."""
-    lib.aiofs_fault_add(
-        ffi.new("aiofs_fault_rule *", {"from": 0, "to": BLOCK, "result": 512, "op": 0, "times": 1})
-    )
-    assert measure("fault", fd, load(Op.READ), Stop()).error == -errno.ENODATA
+    add_fault(Fault(Kind.SHORT, 512, ("read",), end=BLOCK, last=1))
+    assert measure("fault:sync", fd, load(Op.READ), Stop()).error == -errno.ENODATA
 
 
 @pytest.mark.usefixtures("faults")
 def test_sequential_requests_follow_each_other_and_begin_again(fd: int) -> None:
     """Three rounds over a range of four blocks in the middle of the file."""
-    measure("fault", fd, load(Op.READ, depth=1, start=8 * BLOCK, end=12 * BLOCK, count=12), Stop())
+    measure("fault:sync", fd, load(Op.READ, depth=1, start=8 * BLOCK, end=12 * BLOCK, count=12), Stop())
     assert [offset // BLOCK for offset, _, _ in submitted()] == [8, 9, 10, 11] * 3
 
 
@@ -124,8 +121,8 @@ def test_random_requests_are_those_of_their_seed(fd: int) -> None:
     """The same twice, others with another seed, all within the range and on whole blocks."""
 
     def offsets(seed: int) -> list[int]:
-        lib.aiofs_fault_reset()
-        measure("fault", fd, load(Op.READ, random=True, start=BLOCK, count=500, seed=seed), Stop())
+        set_faults(Plan())
+        measure("fault:sync", fd, load(Op.READ, random=True, start=BLOCK, count=500, seed=seed), Stop())
         return [offset for offset, _, _ in submitted()]
 
     first = offsets(1)
@@ -139,10 +136,10 @@ def test_random_requests_are_those_of_their_seed(fd: int) -> None:
 @pytest.mark.usefixtures("faults")
 def test_merged_requests_are_one_io_and_are_counted_each(fd: int) -> None:
     """A batch of eight neighbours is one io of eight segments; without merging it is eight ios."""
-    done = measure("fault", fd, load(Op.READ, merge=True, count=64), Stop())
+    done = measure("fault:sync", fd, load(Op.READ, merge=True, count=64), Stop())
     assert (done.requests, done.ios, done.submits) == (64, 8, 8)
     assert {segments for _, segments, _ in submitted()} == {8}
-    assert measure("fault", fd, load(Op.READ, count=64), Stop()).ios == 64
+    assert measure("fault:sync", fd, load(Op.READ, count=64), Stop()).ios == 64
 
 
 def test_merged_writes_have_the_bytes_of_each_request(name: str, fd: int) -> None:

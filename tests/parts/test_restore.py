@@ -140,6 +140,23 @@ def test_open_images_are_opened_again(server: Next, write: bool) -> None:
     die(third)
 
 
+def test_a_failed_fsync_is_told_at_the_end_by_the_next_server(server: Next) -> None:
+    """Of an image that was closed before the first one died."""
+    first, plane = server()
+    node = node_of(first)
+
+    async def scenario() -> None:
+        await first.open(node, os.O_RDWR)
+        plane.images[node.ino].counters.memory.sticky_error = -errno.EIO
+        await first.release(node.ino)
+
+    run(scenario)
+    die(first)
+    second, _ = server()
+    assert [failure.errno for failure in trio.run(second.close_all)] == [errno.EIO]
+    die(second)
+
+
 def test_an_open_that_the_kernel_was_not_told_of_is_undone(server: Next, ledger: Ledger) -> None:
     """It comes again, and is counted then."""
     open_image(server, 0)

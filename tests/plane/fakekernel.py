@@ -14,14 +14,15 @@ import struct
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import outcome
 import trio
 import trio.testing
 
-from aiofs.dataplane import DataPlane, ImageCounters, ImageSpec
+from aiofs.dataplane import DataPlane, ImageCounters, ImageSpec, add_fault, fault_counts, set_faults
 from aiofs.dataplane.binding import ffi, lib
+from aiofs.faults import MAX_NUMBER, OPERATIONS, Fault, Kind, Plan
 
 T = TypeVar("T")
 
@@ -43,6 +44,9 @@ KEEP_SIZE, PUNCH_HOLE, NO_HIDE_STALE, COLLAPSE_RANGE, ZERO_RANGE, INSERT_RANGE, 
     1, 2, 4, 8, 16, 32, 64,
 )  # fmt: skip
 PUNCH = PUNCH_HOLE | KEEP_SIZE
+
+FAR = 1 << 30
+"""Where `together` reads, bytes: behind the end of every image."""
 
 PATIENCE_S = 20.0
 """How long a test waits for something that has to come; only a failing test waits that long."""
@@ -69,17 +73,19 @@ class FakeKernel:
             progress=(self.progress, 0),
             predecessor_init=predecessor_init,
         )
+        self.queue_depth = queue_depth
         self.unique = 2
         self._replies: dict[int, tuple[int, bytes]] = {}
         self._registered: dict[int, list[int]] = {}
         self._counters: dict[int, ImageCounters] = {}
         self.ended = False
-        lib.aiofs_fault_reset()
+        set_faults(Plan())
         self.plane.start(on_exit=lambda: None)
 
     def close(self) -> None:
-        """End the loop and free everything."""
-        lib.aiofs_fault_hold(0)
+        """End the loop and free everything. Without faults, so that what is in work can finish."""
+        set_faults(Plan())
+        release()
         self.plane.stop()
         self.plane.close()
         for end in (self.fuse, self.control_plane, *self._ends):
@@ -111,12 +117,16 @@ class FakeKernel:
             assert time.monotonic() < deadline, f"the driver was given {submitted()}"
             time.sleep(0.001)
 
-    def register(
+    def register(self, path: Path, **how: Any) -> int:
+        """Serve `path` as `registering` does; returns its slot."""
+        return self.command(lambda: self.registering(path, **how))
+
+    async def registering(
         self,
         path: Path,
         *,
         node: int = 10,
-        driver: str = "fault",
+        driver: str = "fault:sync",
         direct: bool = False,
         block_size: int = 1,
         sticky_error: int = 0,
@@ -143,11 +153,15 @@ class FakeKernel:
             counters=counters or ImageCounters(),
         )
         self._counters[node] = spec.counters
-        return self.command(lambda: self.plane.register(node, spec))
+        return await self.plane.register(node, spec)
 
     def unregister(self, node: int = 10) -> int:
         """Stop serving `node`; returns its sticky error."""
-        result = self.command(lambda: self.plane.unregister(node))
+        return self.command(lambda: self.unregistering(node))
+
+    async def unregistering(self, node: int) -> int:
+        """The same for one of several commands."""
+        result = await self.plane.unregister(node)
         for fd in self._registered.pop(node):
             os.close(fd)
         return result
@@ -245,8 +259,8 @@ class FakeKernel:
         in the kernel while the device works.
         """
         hold()
-        depth = 32
-        far = [(1 << 30) + i * 8192 for i in range(depth)]
+        depth = self.queue_depth
+        far = [FAR + i * 8192 for i in range(depth)]
         fillers = [self.send_read(offset, 1) for offset in far]
         deadline = time.monotonic() + PATIENCE_S
         while self.plane.counters()["in_flight"] != depth:
@@ -275,11 +289,12 @@ class FakeKernel:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.plane.truncate, 10, size)
                 await trio.testing.wait_all_tasks_blocked()
-                await self.plane.open_driver("fault")  # commands keep their order
+                await self.plane.open_driver("fault:sync")  # commands keep their order
                 uniques.extend(after())
                 while self.plane.counters()["in_flight"] != len(uniques) + 1:
                     await trio.lowlevel.checkpoint()
-                await self.plane.open_driver("fault")  # the turn of the loop that took the last one has ended
+                # The turn of the loop that took the last one has ended.
+                await self.plane.open_driver("fault:sync")
                 started.extend(op for op, _, _ in submitted())
                 release()
 
@@ -294,10 +309,10 @@ class FakeKernel:
         """
         error, _ = self.reply(self.send(WRITE, WRITE_IN.pack(0, 0, 1, 0, 0, 0, 0) + b"x", node=999_999))
         assert error == -errno.EBADF
-        self.command(lambda: self.plane.open_driver("fault"))
+        self.command(lambda: self.plane.open_driver("fault:sync"))
 
 
-# -- the fault driver's script --
+# -- the plan of the fault drivers --
 
 
 def at_control_plane(kernel: FakeKernel) -> bytes:
@@ -313,38 +328,53 @@ def answer(kernel: FakeKernel, unique: int, body: bytes = b"", error: int = 0) -
 
 
 def hold() -> None:
-    """From now on no io finishes."""
+    """From now on no io starts."""
     lib.aiofs_fault_hold(1)
 
 
 def release() -> None:
-    """Ios finish again."""
+    """Ios start again."""
     lib.aiofs_fault_hold(0)
 
 
-def fault(op: str, result: int, *, first: int = 0, end: int = 1 << 62, times: int = 1) -> None:
-    """Make ios of `op` that touch bytes first .. end-1 fail with `result` < 0, or do only `result` bytes."""
-    rule = ffi.new(
-        "aiofs_fault_rule *",
-        {"from": first, "to": end, "result": result, "op": OPS.index(op), "times": times},
-    )
-    assert lib.aiofs_fault_add(rule) == 0
+def fault(
+    op: str, result: int, *, first: int = 0, end: int = 1 << 62, times: int = 1, spares_threads: bool = False
+) -> None:
+    """Make ios of `op` that touch bytes first .. end-1 fail with `result` < 0, or do only `result` bytes.
+
+    `times`: so many of them; -1: all.
+    """
+    kind, value = (Kind.ERROR, -result) if result < 0 else (Kind.SHORT, result)
+    last = MAX_NUMBER if times < 0 else times
+    add_fault(Fault(kind, value, (op,), first, end, 1, last, spares_threads=spares_threads))
 
 
-OPS = ["read", "write", "fsync", "truncate", "fallocate", "seek"]
+class Entry(NamedTuple):
+    """One io that a driver was given."""
+
+    op: str
+    offset: int
+    length: int
+    segments: int
+    blocks: bool
+    """The plane marked it as blocking: `threads` does it."""
+
+
+def entries(room: int = 4096) -> list[Entry]:
+    """What the drivers were given so far, the first `room` of it, in order."""
+    log = ffi.new("aiofs_fault_entry[]", room)
+    count = lib.aiofs_fault_log(log, room)
+    return [Entry(OPERATIONS[e.op], e.offset, e.length, e.segments, bool(e.blocks)) for e in log[0:count]]
 
 
 def submitted() -> list[tuple[str, int, int]]:
-    """What the driver was given so far: (op, offset, length), in order."""
-    entries = ffi.new("aiofs_fault_entry[]", 65536)
-    count = lib.aiofs_fault_log(entries, 65536)
-    return [(OPS[e.op], e.offset, e.length) for e in entries[0:count]]
+    """What the drivers were given so far: (op, offset, length), in order."""
+    return [(entry.op, entry.offset, entry.length) for entry in entries()]
 
 
 def overlaps() -> int:
     """Ios that were submitted while one that they overlap was in flight; at least one of them a change."""
-    count: int = lib.aiofs_fault_overlaps()
-    return count
+    return fault_counts(Plan()).overlaps
 
 
 def _pair() -> tuple[socket.socket, socket.socket]:

@@ -121,7 +121,7 @@ def test_a_batch_counts_for_each_image_in_it(kernel: FakeKernel, image: Path) ->
 
     def send() -> list[int]:
         # The answer to a command comes after the turn of the loop that submitted the last filler.
-        kernel.command(lambda: kernel.plane.open_driver("fault"))
+        kernel.command(lambda: kernel.plane.open_driver("fault:sync"))
         plane.update(kernel.plane.counters())
         return [kernel.send_read(0, K), kernel.send_read(8 * K, K), kernel.send_read(0, K, node=11)]
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fakekernel import FakeKernel, fault, hold, overlaps, release, submitted
+from fakekernel import FakeKernel, entries, fault, hold, overlaps, release, submitted
 
 K = 4096
 
@@ -50,6 +51,17 @@ def test_a_short_read_goes_on_until_it_is_whole(kernel: FakeKernel, image: Path)
     assert len(submitted()) == 4
 
 
+def test_a_read_of_nothing_inside_the_image_is_no_end(kernel: FakeKernel, image: Path) -> None:
+    """Rule 1: it is done again, and an error in the end: the kernel fills up a short answer with zeros."""
+    kernel.register(image)
+    fault("read", 0, times=2)
+    assert kernel.read(K, K) == image.read_bytes()[K : 2 * K]
+    fault("read", 0, times=-1)
+    with pytest.raises(OSError) as caught:
+        kernel.read(K, K)
+    assert caught.value.errno == errno.EIO
+
+
 def test_a_read_across_the_end_is_short(kernel: FakeKernel, image: Path) -> None:
     """Rule 1: a READ is full up to the end of the image, and empty behind it."""
     kernel.register(image)
@@ -83,19 +95,39 @@ def test_a_driver_that_was_interrupted_is_asked_again(kernel: FakeKernel, image:
 def test_a_driver_that_refuses_for_ever_loses_the_io_to_threads(kernel: FakeKernel, image: Path) -> None:
     """After some EAGAINs an io goes to the thread pool, which does it."""
     kernel.register(image)
-    fault("write", -errno.EAGAIN, times=-1)
+    fault("write", -errno.EAGAIN, times=-1, spares_threads=True)
     assert kernel.write(0, b"abc") == 3
     assert image.read_bytes()[:3] == b"abc"
 
 
+@pytest.mark.parametrize("error", [errno.EINTR, errno.EAGAIN])
+def test_who_keeps_being_interrupted_gets_eio(kernel: FakeKernel, image: Path, error: int) -> None:
+    """After 64 tries, by `threads` too: a caller told EINTR or EAGAIN would ask again, for ever."""
+    kernel.register(image)
+    sends: dict[str, Callable[[], int]] = {
+        "read": lambda: kernel.send_read(0, K),
+        "write": lambda: kernel.send_write(0, b"x" * K),
+        "fsync": kernel.send_fsync,
+    }
+    for op, send in sends.items():
+        fault(op, -error, times=-1)
+        assert kernel.reply(send())[0] == -errno.EIO
+    assert [op for op, _, _ in submitted()] == ["read"] * 64 + ["write"] * 64 + ["fsync"] * 64
+    assert kernel.unregister() == errno.EIO
+
+
 def test_writes_by_threads_leave_the_driver_to_the_reads(kernel: FakeKernel, image: Path) -> None:
-    """A copy-on-write image: the driver sees reads and fsyncs, threads write, and the bytes are right."""
+    """A copy-on-write image: the driver gets reads and fsyncs, threads write, and the bytes are right."""
     kernel.register(image, writes_by_threads=True)
     data = bytes(reversed(range(256))) * 16
     assert kernel.write(8192, data) == K
     assert kernel.read(8192, K) == data
     kernel.fsync()
-    assert {op for op, _, _ in submitted()} == {"read", "fsync"}
+    assert [(entry.op, entry.blocks) for entry in entries()] == [
+        ("write", True),
+        ("read", False),
+        ("fsync", False),
+    ]
     assert image.read_bytes()[8192 : 8192 + K] == data
 
 

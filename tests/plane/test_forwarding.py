@@ -321,7 +321,7 @@ def test_unregister_waits_for_what_is_in_flight(kernel: FakeKernel, image: Path)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(call)
             await trio.testing.wait_all_tasks_blocked()
-            await kernel.plane.open_driver("fault")  # commands are handled in order: unregister was, too
+            await kernel.plane.open_driver("fault:sync")  # commands are handled in order: unregister was, too
             assert not done.is_set()
             assert not kernel.has_reply(write)
             release()
@@ -368,7 +368,7 @@ def test_a_registration_that_makes_no_sense_is_refused(
 ) -> None:
     """Block sizes are powers of two up to 4096, and 1 for buffered images."""
     with pytest.raises(OSError) as caught:
-        kernel.register(image, **fields)  # type: ignore[arg-type]
+        kernel.register(image, **fields)
     assert caught.value.errno == error
 
 

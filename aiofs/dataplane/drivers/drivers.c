@@ -10,12 +10,19 @@
 #include "driver.h"
 
 const struct driver *const aiofs_driver_table[] = {
-    &driver_io_uring, &driver_linux, &driver_threads, &driver_posix, &driver_sync, &driver_fault,
+    &driver_io_uring,
+    &driver_linux,
+    &driver_threads,
+    &driver_posix,
+    &driver_sync,
+    &driver_fault_io_uring,
+    &driver_fault_linux,
+    &driver_fault_threads,
+    &driver_fault_posix,
+    &driver_fault_sync,
 };
 const int aiofs_driver_table_count = sizeof aiofs_driver_table / sizeof *aiofs_driver_table;
-
-/* Shown to users: all but the fault driver, which is the last. */
-#define LISTED (aiofs_driver_table_count - 1)
+const int aiofs_driver_listed_count = sizeof aiofs_driver_table / sizeof *aiofs_driver_table / 2;
 
 const struct driver *driver_by_name(const char *name)
 {
@@ -27,12 +34,12 @@ const struct driver *driver_by_name(const char *name)
 
 static const struct driver *driver_at(int32_t index)
 {
-    return index >= 0 && index < LISTED ? aiofs_driver_table[index] : NULL;
+    return index >= 0 && index < aiofs_driver_listed_count ? aiofs_driver_table[index] : NULL;
 }
 
 int32_t aiofs_driver_count(void)
 {
-    return LISTED;
+    return aiofs_driver_listed_count;
 }
 
 int32_t aiofs_driver_index(const char *name)

@@ -1,297 +1,438 @@
-/* fault.c -- the driver that tests misuse: it holds ios back, fails or shortens them, and remembers
- * what it was given. It works on real descriptors and stands behind the same contract as the others,
- * so what is tested with it is the data plane as it runs. It is not listed among the drivers and never
- * chosen; --aio fault does not exist.
+/* fault.c -- the drivers that fail on purpose, one around each of the others: `fault:NAME` serves through
+ * NAME, and delays, fails, shortens and reorders ios on their way, as fault_plan.c says. For tests of aiofs
+ * and of what people run above it; never chosen by itself.
  *
- * Threads: the instance belongs to the loop, the script (aiofs_fault_*) to the test's thread; one
- * mutex guards both. Ios are done at reap, in the order of submission.
+ * Around a whole queue, not the bare driver: what NAME leaves to `threads` (an fdatasync under `linux`)
+ * meets its faults as well.
+ *
+ * Threads: one (driver.h).
+ * States of an io: held (not due yet, or everything is) -> started (the inner queue's) -> finished -> handed
+ * out by reap; one that fails is not started, and finishes when it is due.
+ * Invariants: each accepted io has a slot, and a place in the list of those in flight until it is handed
+ * out. The inner queue gets a copy, so the caller's io and vector stay as they are. `held` is in the order of
+ * being due; the timer rings for its first. All waits are events of one epoll descriptor; nothing sleeps here.
  */
 #include <assert.h>
 #include <errno.h>
-#include <pthread.h>
+#include <fcntl.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/stat.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
-#include "contract.h"
-#include "driver.h"
+#include "clock.h"
+#include "fault_plan.h"
+#include "queue.h"
 
-#define RULES_MAX 64
-#define LOG_MAX 65536
-#define WAKES_MAX 16
+/* O_DIRECT takes whole blocks: what is cut is cut there (no served image has larger ones). */
+#define BLOCK 4096
 
-struct aio {
-    int event_fd;
-    unsigned depth, in_flight;
-    struct io *first, **last; /* accepted, not yet reaped, in order */
+/* What a short read leaves in the bytes that it does not answer for. */
+#define RUBBISH 0xdb
+
+struct slot {
+    struct io inner; /* first: what the inner queue gives back is its slot */
+    struct io *io;   /* the caller's */
+    struct iovec *segments; /* of a write that is cut; IO_SEGMENTS_MAX of them */
+    struct fault_verdict verdict;
+    int64_t due_ns;
+    int64_t start, end; /* bytes that it needs to itself when it, or who meets it there, changes them */
+    dev_t device;
+    ino_t inode;
+    struct slot *next;          /* of those that are free, or held */
+    struct slot *newer, *older; /* of those in flight */
 };
 
-/* The script: one for all instances, because a test has one. */
-static struct {
-    pthread_mutex_t lock;
-    int hold;
-    aiofs_fault_rule rules[RULES_MAX];
-    int rule_count;
-    aiofs_fault_entry log[LOG_MAX];
-    int log_count;
-    int64_t overlaps;
-    struct aio *instances[WAKES_MAX];
-} script = {.lock = PTHREAD_MUTEX_INITIALIZER};
+struct aio {
+    struct queue *inner;
+    unsigned depth, in_flight;
+    int epoll_fd, event_fd, timer_fd;
+    int64_t armed_ns;         /* when the timer rings, or has rung */
+    int64_t stalled_until_ns; /* nothing starts before */
+    struct slot *slots;
+    struct iovec *segments;
+    struct slot *free, *held, *newest;
+    struct slot **finished; /* a ring of depth, from first_finished on */
+    unsigned first_finished, finished_count;
+    struct slot **due; /* room for depth */
+    struct io **batch; /* room for depth */
+};
 
-static uint64_t io_length(const struct io *io)
-{
-    uint64_t length = io->op == IO_FALLOCATE ? (uint64_t)io->length : 0;
-
-    for (int i = 0; i < io->iovcnt; i++)
-        length += io->iov[i].iov_len;
-    return length;
-}
-
-static void wake(const struct aio *aio)
-{
-    uint64_t one = 1;
-
-    (void)!write(aio->event_fd, &one, sizeof one);
-}
-
-/* ---- the script ---- */
-
-int32_t aiofs_fault_reset(void)
-{
-    pthread_mutex_lock(&script.lock);
-    script.hold = script.rule_count = script.log_count = 0;
-    script.overlaps = 0;
-    pthread_mutex_unlock(&script.lock);
-    return 0;
-}
-
-int32_t aiofs_fault_hold(int32_t hold)
-{
-    pthread_mutex_lock(&script.lock);
-    script.hold = hold;
-    for (int i = 0; i < WAKES_MAX; i++)
-        if (script.instances[i])
-            wake(script.instances[i]);
-    pthread_mutex_unlock(&script.lock);
-    return 0;
-}
-
-int32_t aiofs_fault_add(const aiofs_fault_rule *rule)
-{
-    int error = 0;
-
-    pthread_mutex_lock(&script.lock);
-    if (script.rule_count == RULES_MAX)
-        error = -ENOSPC;
-    else
-        script.rules[script.rule_count++] = *rule;
-    pthread_mutex_unlock(&script.lock);
-    return error;
-}
-
-int32_t aiofs_fault_log(aiofs_fault_entry *out, uint32_t max)
-{
-    int n;
-
-    pthread_mutex_lock(&script.lock);
-    n = script.log_count < (int)max ? script.log_count : (int)max;
-    for (int i = 0; i < n; i++)
-        out[i] = script.log[i];
-    pthread_mutex_unlock(&script.lock);
-    return n;
-}
-
-int64_t aiofs_fault_overlaps(void)
-{
-    return script.overlaps;
-}
-
-/* ---- the driver ---- */
-
-static int fault_probe(char *why, size_t size)
-{
-    (void)why;
-    (void)size;
-    return 0;
-}
-
-static int fault_open(struct aio **out, unsigned depth)
-{
-    struct aio *aio = calloc(1, sizeof *aio);
-    int at = 0;
-
-    if (!aio)
-        return -ENOMEM;
-    aio->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    aio->depth = depth;
-    aio->last = &aio->first;
-    pthread_mutex_lock(&script.lock);
-    while (at < WAKES_MAX && script.instances[at])
-        at++;
-    assert(at < WAKES_MAX);
-    script.instances[at] = aio;
-    pthread_mutex_unlock(&script.lock);
-    *out = aio;
-    return 0;
-}
+/* ---- open and close ---- */
 
 static void fault_close(struct aio *aio)
 {
-    pthread_mutex_lock(&script.lock);
-    for (int i = 0; i < WAKES_MAX; i++)
-        if (script.instances[i] == aio)
-            script.instances[i] = NULL;
-    pthread_mutex_unlock(&script.lock);
-    close(aio->event_fd);
+    fault_plan_forget(aio->event_fd);
+    if (aio->inner != NULL)
+        queue_close(aio->inner);
+    const int fds[] = {aio->epoll_fd, aio->event_fd, aio->timer_fd};
+    for (int i = 0; i < 3; i++)
+        if (fds[i] >= 0)
+            close(fds[i]);
+    free(aio->slots);
+    free(aio->segments);
+    free(aio->finished);
+    free(aio->due);
+    free(aio->batch);
     free(aio);
 }
 
-static int fault_attach(struct aio *aio, int fd)
+static int allocate(struct aio *aio)
 {
-    (void)aio;
-    (void)fd;
-    return 0;
-}
-
-static void fault_detach(struct aio *aio, int file)
-{
-    (void)aio;
-    (void)file;
-}
-
-static int changes_bytes(const struct io *io)
-{
-    return io->op == IO_WRITE || io->op == IO_FALLOCATE;
-}
-
-/* Storage gives no order between overlapping ios in flight, so there must never be any with one that changes
- * bytes. */
-static int overlaps_one_in_flight(const struct aio *aio, const struct io *io)
-{
-    int64_t end = io->offset + (int64_t)io_length(io);
-
-    for (const struct io *other = aio->first; other; other = other->next) {
-        int64_t other_end = other->offset + (int64_t)io_length(other);
-
-        if (other->fd != io->fd || (!changes_bytes(io) && !changes_bytes(other)))
-            continue;
-        if (io->offset < other_end && other->offset < end)
-            return 1;
+    aio->slots = calloc(aio->depth, sizeof *aio->slots);
+    /* Those that no write needs are never touched, and never backed by memory. */
+    aio->segments = calloc((size_t)aio->depth * IO_SEGMENTS_MAX, sizeof *aio->segments);
+    aio->finished = calloc(aio->depth, sizeof(struct slot *));
+    aio->due = calloc(aio->depth, sizeof(struct slot *));
+    aio->batch = calloc(aio->depth, sizeof(struct io *));
+    if (!aio->slots || !aio->segments || !aio->finished || !aio->due || !aio->batch)
+        return -ENOMEM;
+    for (unsigned i = aio->depth; i-- > 0;) {
+        aio->slots[i].segments = aio->segments + (size_t)i * IO_SEGMENTS_MAX;
+        aio->slots[i].next = aio->free;
+        aio->free = &aio->slots[i];
     }
     return 0;
 }
 
-static void note(const struct io *io, uint32_t batch)
+/* One descriptor for the inner queue's events, the timer and our own. */
+static int watch(struct aio *aio)
 {
-    if (script.log_count < LOG_MAX)
-        script.log[script.log_count++] = (aiofs_fault_entry){
-            .op = (int32_t)io->op,
-            .fd = io->fd,
-            .offset = io->offset,
-            .length = io_length(io),
-            .segments = (uint32_t)io->iovcnt,
-            .batch = batch,
-        };
+    int fds[4];
+    int n = queue_event_fds(aio->inner, fds);
+    aio->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    aio->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    aio->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+    if (aio->epoll_fd < 0 || aio->event_fd < 0 || aio->timer_fd < 0)
+        return -errno;
+    fds[n++] = aio->event_fd;
+    fds[n++] = aio->timer_fd;
+    for (int i = 0; i < n; i++) {
+        struct epoll_event event = {.events = EPOLLIN | EPOLLET};
+        if (epoll_ctl(aio->epoll_fd, EPOLL_CTL_ADD, fds[i], &event) < 0)
+            return -errno;
+    }
+    return fault_plan_watch(aio->event_fd);
+}
+
+static int fault_open(struct aio **out, const struct driver *driver, unsigned depth)
+{
+    struct aio *aio = calloc(1, sizeof *aio);
+    if (aio == NULL)
+        return -ENOMEM;
+    aio->depth = depth;
+    aio->epoll_fd = aio->event_fd = aio->timer_fd = -1;
+    int error = allocate(aio);
+    if (error == 0)
+        error = queue_open(&aio->inner, driver, depth);
+    if (error == 0)
+        error = watch(aio);
+    if (error < 0) {
+        fault_close(aio);
+        return error;
+    }
+    *out = aio;
+    return 0;
+}
+
+static int fault_attach(struct aio *aio, int fd)
+{
+    return queue_attach(aio->inner, fd);
+}
+
+static void fault_detach(struct aio *aio, int file)
+{
+    queue_detach(aio->inner, file);
+}
+
+static int fault_event_fd(struct aio *aio)
+{
+    return aio->epoll_fd;
+}
+
+/* ---- overlaps ---- */
+
+static bool changes(const struct io *io)
+{
+    return io->op == IO_WRITE || io->op == IO_FALLOCATE || io->op == IO_TRUNCATE;
+}
+
+static void set_range(struct slot *slot)
+{
+    const struct io *io = slot->io;
+    struct stat st = {0};
+    /* The file, not the descriptor: an image has two. */
+    (void)fstat(io->fd, &st);
+    slot->device = st.st_dev;
+    slot->inode = st.st_ino;
+    slot->start = io->op == IO_TRUNCATE ? 0 : io->offset;
+    slot->end = io->op == IO_TRUNCATE ? INT64_MAX : io->offset + fault_plan_length(io);
+}
+
+/* Storage gives no order between overlapping ios in flight, so there must never be any with one that
+ * changes bytes. */
+static bool overlaps_one_in_flight(const struct aio *aio, const struct slot *slot)
+{
+    for (const struct slot *other = aio->newest; other != NULL; other = other->older)
+        if (other->start < slot->end && slot->start < other->end && other->inode == slot->inode &&
+            other->device == slot->device && (changes(other->io) || changes(slot->io)))
+            return true;
+    return false;
+}
+
+/* ---- slots ---- */
+
+static struct slot *take_slot(struct aio *aio, struct io *io)
+{
+    struct slot *slot = aio->free;
+    aio->free = slot->next;
+    aio->in_flight++;
+    slot->io = io;
+    return slot;
+}
+
+static void enter(struct aio *aio, struct slot *slot)
+{
+    slot->newer = NULL;
+    slot->older = aio->newest;
+    if (aio->newest != NULL)
+        aio->newest->newer = slot;
+    aio->newest = slot;
+}
+
+/* Its io is the caller's again. */
+static void give_back(struct aio *aio, struct slot *slot)
+{
+    if (slot->older != NULL)
+        slot->older->newer = slot->newer;
+    if (slot->newer != NULL)
+        slot->newer->older = slot->older;
+    else
+        aio->newest = slot->older;
+    slot->next = aio->free;
+    aio->free = slot;
+    aio->in_flight--;
+}
+
+static void hold(struct aio *aio, struct slot *slot)
+{
+    struct slot **link = &aio->held;
+    while (*link != NULL && (*link)->due_ns <= slot->due_ns)
+        link = &(*link)->next;
+    slot->next = *link;
+    *link = slot;
+}
+
+/* ---- start and finish ---- */
+
+static void finish(struct aio *aio, struct slot *slot, int64_t result)
+{
+    unsigned place = fault_plan_shuffle(aio->finished_count + 1);
+    struct slot **ring = aio->finished;
+    unsigned last = (aio->first_finished + aio->finished_count++) % aio->depth;
+    slot->io->result = result;
+    place = (aio->first_finished + place) % aio->depth;
+    ring[last] = ring[place];
+    ring[place] = slot;
+}
+
+/* Cut the copy's vector to `bytes`. */
+static void cut(struct slot *slot, int64_t bytes)
+{
+    int count = 0;
+    for (; bytes > 0; count++) {
+        struct iovec segment = slot->io->iov[count];
+        if ((int64_t)segment.iov_len > bytes)
+            segment.iov_len = (size_t)bytes;
+        slot->segments[count] = segment;
+        bytes -= (int64_t)segment.iov_len;
+    }
+    slot->inner.iov = slot->segments;
+    slot->inner.iovcnt = count;
+}
+
+/* The copy that the inner queue gets. A read is done whole and a part of it told; a write is done no further
+ * than told, but to the end of that block where it has to be whole blocks. */
+static struct io *prepare(struct slot *slot)
+{
+    int64_t bytes = slot->verdict.value;
+    slot->inner = *slot->io;
+    if (slot->verdict.fate == FAULT_SHORT && slot->io->op == IO_WRITE) {
+        int64_t length = fault_plan_length(slot->io);
+        if (fcntl(slot->io->fd, F_GETFL) & O_DIRECT)
+            bytes = (bytes + BLOCK - 1) / BLOCK * BLOCK;
+        cut(slot, bytes < length ? bytes : length);
+    }
+    return &slot->inner;
+}
+
+/* Nobody may take the rest of a short read for data. */
+static void spoil(const struct io *io, int64_t bytes)
+{
+    for (int i = 0; i < io->iovcnt; i++) {
+        int64_t length = (int64_t)io->iov[i].iov_len;
+        if (bytes < length)
+            memset((char *)io->iov[i].iov_base + bytes, RUBBISH, (size_t)(length - bytes));
+        bytes = bytes < length ? 0 : bytes - length;
+    }
+}
+
+static int64_t told(const struct slot *slot)
+{
+    int64_t limit = slot->verdict.value;
+    if (slot->verdict.fate != FAULT_SHORT || slot->inner.result <= limit)
+        return slot->inner.result;
+    if (slot->io->op == IO_READ)
+        spoil(slot->io, limit);
+    return limit;
+}
+
+static void arm(struct aio *aio, int64_t at_ns)
+{
+    struct itimerspec when = {.it_value = {.tv_sec = at_ns / 1000000000, .tv_nsec = at_ns % 1000000000}};
+    if (aio->armed_ns == at_ns)
+        return;
+    aio->armed_ns = at_ns;
+    (void)timerfd_settime(aio->timer_fd, TFD_TIMER_ABSTIME, &when, NULL);
+}
+
+/* Those that are due, as one batch. */
+static void start(struct aio *aio, int n)
+{
+    int ios = 0;
+    for (int i = 0; i < n; i++) {
+        struct slot *slot = aio->due[i];
+        /* Nothing is done: an error, or short by all of it. */
+        if (slot->verdict.fate != FAULT_NONE && slot->verdict.value <= 0)
+            finish(aio, slot, slot->verdict.value);
+        else
+            aio->batch[ios++] = prepare(slot);
+    }
+    int accepted = queue_submit(aio->inner, aio->batch, ios);
+    assert(accepted == ios);
+}
+
+static void start_due(struct aio *aio)
+{
+    if (aio->held == NULL || fault_plan_held())
+        return; /* to be rung for when it ends */
+    int64_t now_ns = clock_ns();
+    if (now_ns < aio->stalled_until_ns) {
+        arm(aio, aio->stalled_until_ns);
+        return;
+    }
+    int n = 0;
+    while (aio->held != NULL && aio->held->due_ns <= now_ns) {
+        unsigned place = fault_plan_shuffle((unsigned)n + 1);
+        struct slot *slot = aio->held;
+        aio->held = slot->next;
+        aio->due[n++] = aio->due[place];
+        aio->due[place] = slot;
+    }
+    if (n > 0)
+        start(aio, n);
+    if (aio->held != NULL)
+        arm(aio, aio->held->due_ns);
 }
 
 static int fault_submit(struct aio *aio, struct io *const *ios, int n)
 {
     int accepted = 0;
-
-    pthread_mutex_lock(&script.lock);
     while (accepted < n && aio->in_flight < aio->depth) {
-        struct io *io = ios[accepted++];
-
-        script.overlaps += overlaps_one_in_flight(aio, io);
-        note(io, (uint32_t)n);
-        io->next = NULL;
-        *aio->last = io;
-        aio->last = &io->next;
-        aio->in_flight++;
+        struct slot *slot = take_slot(aio, ios[accepted++]);
+        set_range(slot);
+        slot->verdict = fault_plan_judge(slot->io, (uint32_t)n, overlaps_one_in_flight(aio, slot));
+        enter(aio, slot);
+        int64_t now_ns = clock_ns();
+        slot->due_ns = now_ns + slot->verdict.delay_ns;
+        if (slot->verdict.stall_ns > 0 && now_ns + slot->verdict.stall_ns > aio->stalled_until_ns)
+            aio->stalled_until_ns = now_ns + slot->verdict.stall_ns;
+        hold(aio, slot);
     }
-    pthread_mutex_unlock(&script.lock);
-    wake(aio);
+    start_due(aio);
+    if (aio->finished_count > 0)
+        (void)eventfd_write(aio->event_fd, 1);
     return accepted;
 }
 
-static int fault_event_fd(struct aio *aio)
+static void collect(struct aio *aio)
 {
-    return aio->event_fd;
-}
-
-static int has_range(const struct io *io)
-{
-    return io->op == IO_READ || changes_bytes(io);
-}
-
-static aiofs_fault_rule *rule_for(const struct io *io)
-{
-    for (int i = 0; i < script.rule_count; i++) {
-        aiofs_fault_rule *rule = &script.rules[i];
-
-        if (rule->times == 0 || rule->op != (int32_t)io->op)
-            continue;
-        if (!has_range(io) || (io->offset < rule->to && rule->from < io->offset + (int64_t)io_length(io)))
-            return rule;
-    }
-    return NULL;
-}
-
-/* Do at most `limit` bytes of a READ or WRITE. */
-static int64_t perform_short(const struct io *io, int64_t limit)
-{
-    struct iovec first = io->iov[0]; /* a short result that ends within the first segment is short enough */
-    struct io less = *io;
-
-    if ((int64_t)first.iov_len > limit)
-        first.iov_len = (size_t)limit;
-    less.iov = &first;
-    less.iovcnt = 1;
-    return limit ? io_perform(&less) : 0;
-}
-
-static int64_t perform(const struct io *io)
-{
-    aiofs_fault_rule *rule = rule_for(io);
-
-    if (!rule)
-        return io_perform(io);
-    if (rule->times > 0)
-        rule->times--;
-    if (rule->result < 0)
-        return rule->result;
-    return io->iovcnt ? perform_short(io, rule->result) : io_perform(io);
+    struct io *some[64];
+    int n;
+    do {
+        n = queue_reap(aio->inner, some, 64);
+        for (int i = 0; i < n; i++) {
+            struct slot *slot = (struct slot *)some[i];
+            finish(aio, slot, told(slot));
+        }
+    } while (n == 64);
 }
 
 static int fault_reap(struct aio *aio, struct io **out, int max)
 {
     int n = 0;
-
-    pthread_mutex_lock(&script.lock);
-    while (n < max && aio->first && !script.hold) {
-        struct io *io = aio->first;
-
-        aio->first = io->next;
-        if (!aio->first)
-            aio->last = &aio->first;
-        aio->in_flight--;
-        io->result = perform(io);
-        out[n++] = io;
+    start_due(aio);
+    collect(aio);
+    while (n < max && aio->finished_count > 0) {
+        struct slot *slot = aio->finished[aio->first_finished];
+        aio->first_finished = (aio->first_finished + 1) % aio->depth;
+        aio->finished_count--;
+        out[n++] = slot->io;
+        give_back(aio, slot);
     }
-    pthread_mutex_unlock(&script.lock);
     return n;
 }
 
-const struct driver driver_fault = {
-    .name = "fault",
-    .description = "for tests: holds, fails, shortens and records ios",
-    .operations = (1u << IO_OPS) - 1,
-    .probe = fault_probe,
-    .open = fault_open,
-    .attach = fault_attach,
-    .detach = fault_detach,
-    .submit = fault_submit,
-    .event_fd = fault_event_fd,
-    .reap = fault_reap,
-    .close = fault_close,
-};
+static bool unlink_held(struct aio *aio, const struct slot *slot)
+{
+    for (struct slot **link = &aio->held; *link != NULL; link = &(*link)->next)
+        if (*link == slot) {
+            *link = slot->next;
+            return true;
+        }
+    return false;
+}
+
+static int fault_cancel(struct aio *aio, struct io *io)
+{
+    struct slot *slot = aio->newest;
+    while (slot != NULL && slot->io != io)
+        slot = slot->older;
+    if (slot == NULL || (!unlink_held(aio, slot) && queue_cancel(aio->inner, &slot->inner) < 0))
+        return -EALREADY;
+    give_back(aio, slot);
+    return 0;
+}
+
+#define FAULT_DRIVER(around)                                                    \
+    static int around##_probe(char *why, size_t size)                           \
+    {                                                                           \
+        return driver_##around.probe(why, size);                                \
+    }                                                                           \
+    static int around##_open(struct aio **out, unsigned depth)                  \
+    {                                                                           \
+        return fault_open(out, &driver_##around, depth);                        \
+    }                                                                           \
+    const struct driver driver_fault_##around = {                               \
+        .name = "fault:" #around,                                               \
+        .description = "for tests: " #around " that delays and fails on purpose", \
+        .operations = OPERATIONS_ALL,                                           \
+        .probe = around##_probe,                                                \
+        .open = around##_open,                                                  \
+        .attach = fault_attach,                                                 \
+        .detach = fault_detach,                                                 \
+        .submit = fault_submit,                                                 \
+        .event_fd = fault_event_fd,                                             \
+        .reap = fault_reap,                                                     \
+        .cancel = fault_cancel,                                                 \
+        .close = fault_close,                                                   \
+    };
+
+FAULT_DRIVER(io_uring)
+FAULT_DRIVER(linux)
+FAULT_DRIVER(threads)
+FAULT_DRIVER(posix)
+FAULT_DRIVER(sync)

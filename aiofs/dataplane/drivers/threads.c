@@ -373,7 +373,7 @@ static int threads_cancel(struct aio *aio, struct io *io)
 const struct driver driver_threads = {
     .name = "threads",
     .description = "a pool of threads: every operation, on every Linux",
-    .operations = (1u << IO_OPS) - 1,
+    .operations = OPERATIONS_ALL,
     .probe = threads_probe,
     .open = threads_open,
     .attach = threads_attach,
