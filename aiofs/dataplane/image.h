@@ -32,7 +32,7 @@ struct image {
     struct request *oldest, *newest; /* the active list */
     unsigned active, active_writes, active_resizes; /* writes: FALLOCATEs, too */
     uint64_t epoch;          /* counts FSYNCs, FALLOCATEs and resizes: nothing is merged across one */
-    int64_t sticky_error;    /* -errno of a failed fsync, for the life of the mount */
+    int64_t sticky_error;    /* -errno of a failed fsync, until the last close */
     uint64_t unregister_id;  /* the command to answer when the last request is done; 0: none */
     aiofs_image_counters *counters; /* the control plane's memory */
     uint64_t last_batch;     /* of the plane's batches, the last that carried an io of it */
