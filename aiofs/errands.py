@@ -21,7 +21,7 @@ _LINE_CHARACTERS = 240
 
 
 def unmount(mount: Mount, lazy: bool) -> Unmounting:
-    """Unmount, if this mount is what is on top of the mountpoint: fusermount3 knows paths only. AiofsError."""
+    """Unmount, if this mount is on top of its mountpoint: fusermount3 knows paths only. AiofsError."""
     where = mount.mountpoint
     top = mounttable.mount_at(where)
     if top is None or (top.mount_id != mount.mount_id and not _is_in_table(mount)):

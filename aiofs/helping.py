@@ -1,4 +1,4 @@
-"""Who does what takes privileges (errands.py) for a server: its keeper, or the server itself where there is none."""
+"""Who does what takes privileges (errands.py): the keeper, or where there is none the server itself."""
 
 from __future__ import annotations
 

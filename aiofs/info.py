@@ -46,8 +46,8 @@ FIELDS: Mapping[str, str] = {
     "queue_depth": "requests in work at once, at most",
     "merge": "adjacent requests are merged",
     "read_only": "nothing can be written through the mount",
-    "privileges": "what the server may still do: no_new_privs, capabilities (names without CAP_), and note: why it "
-    "can gain others",
+    "privileges": "what the server may still do: no_new_privs, capabilities (names without CAP_), and "
+    "note: why it can gain others",
     "kernel": "release of the kernel",
     "fuse": "agreed with the kernel at INIT: protocol (the kernel's), max_write and max_readahead in "
     "bytes, max_pages, max_background",

@@ -136,7 +136,7 @@ class KeeperLink:
                 waiting.send_nowait(received[0])
 
     async def ask(self, what: str, **words: Any) -> Message:
-        """Have the keeper do an errand (errands.py); its answer. AiofsError: it failed, or the keeper has died."""
+        """Have the keeper do an errand (errands.py); its answer. AiofsError."""
         self._errands += 1
         ident = self._errands
         asked, answer = trio.open_memory_channel[Message](1)

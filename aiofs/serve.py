@@ -56,7 +56,9 @@ def _obey(link: KeeperLink) -> int:
     if order.role == "first":
         return mount.serve(assignment, link.serving)
     fuse_fd, ledger_fd = link.fds[1:]
-    return mount.take_over(assignment, link, mounttable.kept(order.mount), fuse_fd, Ledger(ledger_fd, COUNTERS_SIZE))
+    return mount.take_over(
+        assignment, link, mounttable.kept(order.mount), fuse_fd, Ledger(ledger_fd, COUNTERS_SIZE)
+    )
 
 
 if __name__ == "__main__":

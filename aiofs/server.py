@@ -300,6 +300,9 @@ class Server:
     # -- the end --
 
     async def _stop_on_signal(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        for known in STOP_SIGNALS:
+            # What the receiver leaves behind: one more signal shall not kill a server that is about to end.
+            signal.signal(known, lambda *_: None)
         with trio.open_signal_receiver(*STOP_SIGNALS) as received:
             # They were blocked since before the mount was made: none could leave it without a server.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
