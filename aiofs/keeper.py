@@ -223,7 +223,7 @@ class Keeper:
             case "ended":
                 server.ended = message["status"]
             case "hold":
-                [self._orphans[message["ino"]]] = fds
+                [self._orphans[message["ino"]]], fds = fds, []
             case "drop" if message["ino"] in self._orphans:
                 os.close(self._orphans.pop(message["ino"]))
             case "notify":
@@ -354,7 +354,7 @@ class Keeper:
         try:
             signal.set_wakeup_fd(-1)
             os.setpgid(0, 0)  # Ctrl-C is the keeper's
-            for fd in self._held:
+            for fd in (*self._held, *self._orphans.values()):
                 os.close(fd)
             from . import errands, mounttable
 

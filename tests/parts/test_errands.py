@@ -18,7 +18,8 @@ from aiofs.helping import KeepersHelp
 from aiofs.holders import Holder, Holders
 from aiofs.keeperlink import KeeperLink
 
-ORDER = dict.fromkeys(("role", "config", "mount", "keeper", "started", "restarts", "service", "report"), 0)
+WORDS = ("role", "config", "mount", "keeper", "started", "restarts", "service", "report")
+ORDER = {**dict.fromkeys(WORDS, 0), "orphans": []}
 MOUNT = mounttable.kept({"device": 0, "mount_id": -1, "mountpoint": "/nothing/is/mounted/here"})
 
 
