@@ -234,7 +234,6 @@ def _serve_mounted(mounted: Mounted, on_ready: Callable[[], None]) -> int:
                 fusermount.unmount(mounted.mount.mountpoint, lazy=True)
         os.close(mounted.fuse_fd)
         raise
-    server.limit_privileges()
     try:
         failures = trio.run(server.run, on_ready)
     except BaseExceptionGroup as group:

@@ -119,7 +119,6 @@ class Server:
         self._link = mounted.assignment.link
         self._memory = mounted.memory
         self._help = KeepersHelp(self._link) if self._link is not None else OwnHelp(self._mount)
-        self._privileges = privilege.in_force("it is being made ready")
         self._started = time.time()
         self._predecessors_init = kept_exchange(mounted.ledger) if mounted.successor else None
         self._ended = trio.Event()
@@ -134,6 +133,7 @@ class Server:
         self._forward, pyfuse3_end = forward_pair()
         self._pyfuse3_fd = pyfuse3_end.detach()  # libfuse will close it
         self._pyfuse3_open = False
+        self._privileges = self._limit_privileges()  # before the plane, which has threads
         self._plane = DataPlane(
             self._fuse_fd,
             self._forward.fileno(),
@@ -154,11 +154,11 @@ class Server:
             link=self._link,
         )
 
-    def limit_privileges(self) -> None:
+    def _limit_privileges(self) -> privilege.Privileges:
         """Give up what serving does not take. For the main thread, while it is the only one."""
         keeper = self._link is not None
         keep = privilege.needs(self._config, self._source.kind, keeper=keeper)
-        self._privileges = privilege.limit(keep, keeper=keeper)
+        return privilege.limit(keep, keeper=keeper)
 
     async def run(self, on_ready: Callable[[], None]) -> list[str] | None:
         """Serve until the end; what could not be synced, one sentence each. AiofsError: it failed.

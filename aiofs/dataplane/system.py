@@ -1,4 +1,4 @@
-"""System calls that Python's os module lacks: openat2 beneath a directory, renameat2, statx, memory, rights."""
+"""System calls that Python's os module lacks: openat2 beneath a directory, renameat2, statx and others."""
 
 from __future__ import annotations
 
