@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY, errno.EBUSY)
 """What opening for writing may say where opening for reading still works."""
+LockedBy = Callable[[int], Awaitable[list[locks.Holder]]]
+"""Finds who else has locks on the file of a descriptor, as far as that can be seen."""
 FENCE_LOOK_S = 0.002
 CLAIM_S = 60.0
 """How long a block device may stay claimed: by the dead server, or by somebody who was quicker."""
@@ -92,7 +95,12 @@ class Opener:
     """Opens and locks the images of one mount."""
 
     def __init__(
-        self, nodes: NodeTable, cache: CacheMode | None, read_only: bool, said: frozenset[str]
+        self,
+        nodes: NodeTable,
+        cache: CacheMode | None,
+        read_only: bool,
+        said: frozenset[str],
+        locked_by: LockedBy,
     ) -> None:
         """`said`: what the mount has warned of, so that no image says it again."""
         self._nodes = nodes
@@ -100,6 +108,7 @@ class Opener:
         self._cache = cache
         self._read_only = read_only
         self._said = set(said)
+        self._locked_by = locked_by
         self._filesystem = nodes.source.filesystem()
 
     async def open(self, node: Node, write: bool) -> OpenImage:
@@ -188,7 +197,7 @@ class Opener:
             what = f"{self._filesystem} has no locks: nothing keeps two writers of an image apart"
             self._say_once(logging.WARNING, what)
         except locks.LockConflict as conflict:
-            holders = await trio.to_thread.run_sync(locks.locked_by, fd)
+            holders = await self._locked_by(fd)
             error = ImageLocked(name, holders)
             log.warning("%s", error.strerror)
             raise error from conflict
@@ -227,7 +236,7 @@ class Opener:
                 pass
             if trio.current_time() > patience:
                 patience += FENCE_WARN_S
-                holders = await trio.to_thread.run_sync(locks.locked_by, image.fd)
+                holders = await self._locked_by(image.fd)
                 who = ", ".join(map(str, holders)) or "I/O of the server before"
                 log.warning("%s is still locked, waiting: %s", image.name, who)
             await trio.sleep(FENCE_LOOK_S)

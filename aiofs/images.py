@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 import trio
 
-from .backing import Opener, OpenImage
+from .backing import LockedBy, Opener, OpenImage
 from .choice import Drivers
 from .config import CacheMode
 from .dataplane import ImageCounters, ImageSpec, system
@@ -111,6 +111,7 @@ class ImageTable:
         cache: CacheMode | None,
         read_only: bool,
         ledger: Ledger,
+        locked_by: LockedBy,
         said: frozenset[str] = frozenset(),
         link: Link | None = None,
     ) -> None:
@@ -133,7 +134,7 @@ class ImageTable:
         self._left = {ino: _RECORD.unpack(record) for ino, record in ledger.records(LedgerKind.IMAGE)}
         """Open images of a server before this one, until `restore`."""
         self._tallies = Tallies(ledger, in_use=(slot for _, slot, _ in self._left.values()))
-        self._opener = Opener(self.nodes, cache, read_only, said)
+        self._opener = Opener(self.nodes, cache, read_only, said, locked_by)
 
     # -- opening and closing --
 

@@ -50,6 +50,8 @@ FIELDS: Mapping[str, str] = {
     "queue_depth": "requests in work at once, at most",
     "merge": "adjacent requests are merged",
     "read_only": "nothing can be written through the mount",
+    "privileges": "what the server may still do: no_new_privs, capabilities (names without CAP_), and "
+    "note: why it can gain others",
     "kernel": "release of the kernel",
     "fuse": "agreed with the kernel at INIT: protocol (the kernel's), max_write and max_readahead in "
     "bytes, max_pages, max_background",
@@ -118,6 +120,7 @@ def build(
     config: MountConfig,
     source_kind: str,
     lineage: Lineage,
+    privileges: Mapping[str, Any],
     exchange: tuple[bytes, bytes] | None,
     memory: Mapping[str, Any],
     plane: Mapping[str, Any],
@@ -145,6 +148,7 @@ def build(
         "queue_depth": config.queue_depth,
         "merge": config.merge,
         "read_only": config.read_only,
+        "privileges": dict(privileges),
         "kernel": platform.release(),
         "fuse": agreed(exchange),
         "memory": dict(memory),
@@ -227,6 +231,8 @@ def describe(info: Mapping[str, Any], now: float | None = None) -> str:
     ]
     if info.get("memory"):
         rows.append(("memory", _memory(info["memory"])))
+    if "privileges" in info:
+        rows.insert(2, ("rights", _rights(info["privileges"])))
     if plane:
         rows.append(("requests", _requests(plane)))
         rows.append(("batches", _batches(plane)))
@@ -255,6 +261,11 @@ def _kernel(release: str, fuse: Mapping[str, Any]) -> str:
 def _memory(memory: Mapping[str, Any]) -> str:
     flusher, locked = ("" if memory[name] else "not " for name in ("io_flusher", "locked"))
     return f"{locked}locked, {flusher}an I/O flusher, oom_score_adj {memory['oom_score_adj']}"
+
+
+def _rights(privileges: Mapping[str, Any]) -> str:
+    held = ", ".join(privileges["capabilities"]) or "no capabilities"
+    return held + ("; it can gain no others" if privileges["no_new_privs"] else f"; {privileges['note']}")
 
 
 def _requests(plane: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """The hidden directory `.aiofs` at the root of a mount: files in which the server tells about itself.
 
 Found by name, not listed. The content of a file is made when it is opened and stays so until it is closed.
+Since whoever may use the mount can open them as often as they like, what is kept has a limit.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ _FILES = 8
 MAX_READ = 64 * 1024
 """Bytes of one answer: a longer message may not fit the socket to the data plane of an ordinary user."""
 
+MAX_OPEN = 256
+"""Opens of all files at once; ENFILE beyond."""
+MAX_KEPT_BYTES = 256 << 20
+"""Contents of all opens; ENOMEM beyond. 200 idle open images took 2.5 kB each: 16,384 would take 40 MB."""
+
 
 def is_virtual(number: int) -> bool:
     """A node id or file handle of this directory, not of a backing file."""
@@ -44,6 +50,7 @@ class InfoDirectory:
         self._contents = tuple(files.values())
         self._open: dict[int, bytes] = {}
         self._next = 0
+        self._kept_bytes = 0
         self._born_ns = time.time_ns()
 
     def lookup(self, name: bytes) -> int:
@@ -86,17 +93,31 @@ class InfoDirectory:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         file = ino - DIRECTORY - 1
         content = await self._content(file)
+        self._check_room(content)
         handle = _FIRST_HANDLE + self._next * _FILES + file
         self._next = (self._next + 1) % _HANDLES
-        self._open[handle] = content
+        self._keep(handle, content)
         return handle
+
+    def _check_room(self, content: bytes) -> None:
+        if len(self._open) >= MAX_OPEN:
+            raise OSError(errno.ENFILE, f"more than {MAX_OPEN} opens of files in .aiofs")
+        if self._open and self._kept_bytes + len(content) > MAX_KEPT_BYTES:
+            raise OSError(errno.ENOMEM, f"more than {MAX_KEPT_BYTES} bytes of files in .aiofs are open")
+
+    def _keep(self, handle: int, content: bytes) -> None:
+        self._open[handle] = content
+        self._kept_bytes += len(content)
 
     async def read(self, handle: int, offset: int, size: int) -> bytes:
         """Bytes of the content as it was at the open; after a restart, as it is now."""
         content = self._open.get(handle)
         if content is None:
             content = await self._content((handle - _FIRST_HANDLE) % _FILES)
-            content = self._open.setdefault(handle, content)
+            if handle not in self._open:
+                self._check_room(content)
+                self._keep(handle, content)
+            content = self._open[handle]
         return content[offset : offset + min(size, MAX_READ)]
 
     async def _content(self, file: int) -> bytes:
@@ -106,4 +127,4 @@ class InfoDirectory:
 
     def release(self, handle: int) -> None:
         """The file handle is closed."""
-        self._open.pop(handle, None)
+        self._kept_bytes -= len(self._open.pop(handle, b""))

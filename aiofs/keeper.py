@@ -15,6 +15,7 @@ Small, and bound to stay alive: it never touches the mount or an image, and impo
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import select
@@ -26,7 +27,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from . import ledger, logs, outcome
 from .background import Report
@@ -41,6 +42,10 @@ FAILURES = 5
 """Servers in a row that were asked something and end without having answered anything: it is given up."""
 _PAUSE_S = 0.1
 """Before a server is started after one that answered nothing; doubled each time."""
+ERRANDS = 4
+"""Done for its servers at once, at most."""
+CLIENTS = 8
+"""Connections that have not said yet what they want, at most."""
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -117,6 +122,8 @@ class Keeper:
         self._started = time.time()
         self._restarts = 0
         self._failures = 0
+        self._errands = 0
+        self._clients = 0
         self._start_at: float | None = None
         """When the next server is to be started, on the monotonic clock."""
         self._ready = False
@@ -199,8 +206,10 @@ class Keeper:
             return False
         message, fds = received
         match message.pop("is"):
-            case "mounted":
-                self._mount, self._held = message["mount"], fds
+            case "mounted" if not self._held:
+                self._mount, self._held, fds = message["mount"], fds, []
+            case "errand":
+                self._go(server, message)
             case "say":
                 if self.report is not None:
                     self.report.say(message["text"])
@@ -214,11 +223,13 @@ class Keeper:
             case "ended":
                 server.ended = message["status"]
             case "hold":
-                [self._orphans[message["ino"]]] = fds
+                [self._orphans[message["ino"]]], fds = fds, []
             case "drop" if message["ino"] in self._orphans:
                 os.close(self._orphans.pop(message["ino"]))
             case "notify":
                 self._manager.send(*message["lines"])
+        for fd in fds:
+            os.close(fd)
         return True
 
     def _serves(self, server: _Server) -> None:
@@ -314,6 +325,47 @@ class Keeper:
         except AiofsError as error:
             log.error("%s", error)
 
+    # -- errands --
+
+    def _go(self, server: _Server, order: Message) -> None:
+        """Have a child do what a server may not (errands.py), and answer it."""
+        try:
+            if self._errands == ERRANDS:
+                raise OSError(errno.EAGAIN, f"{ERRANDS} errands are being done already")
+            child = os.fork()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                server.channel.send({"is": "answer", "id": order["id"], "failed": reason(error)})
+            return
+        if child == 0:
+            self._do_errand(server, order)
+        self._errands += 1
+        pidfd = os.pidfd_open(child)
+        self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._back(child, pidfd))
+
+    def _back(self, child: int, pidfd: int) -> None:
+        self._selector.unregister(pidfd)
+        os.close(pidfd)
+        os.waitpid(child, 0)
+        self._errands -= 1
+
+    def _do_errand(self, server: _Server, order: Message) -> NoReturn:
+        """The child: it may block, and has nothing that keeps the mount."""
+        try:
+            signal.set_wakeup_fd(-1)
+            os.setpgid(0, 0)  # Ctrl-C is the keeper's
+            for fd in (*self._held, *self._orphans.values()):
+                os.close(fd)
+            from . import errands, mounttable
+
+            try:
+                answer = errands.carry_out(order, mounttable.kept(self._mount), server.process.pid)
+            except (AiofsError, OSError, LookupError, TypeError, ValueError) as error:
+                answer = {"failed": str(error)}
+            server.channel.send({"is": "answer", "id": order["id"], **answer})
+        finally:
+            os._exit(0)
+
     # -- from outside --
 
     def _stop(self, wakeup: socket.socket) -> None:
@@ -329,7 +381,10 @@ class Keeper:
         """Somebody wants a restart."""
         connection, _ = self._listener.accept()
         client = Channel(connection)
-        if _peer_uid(connection) in (0, os.getuid()):
+        if self._clients == CLIENTS:
+            self._refuse(client, "too many others want it restarted")
+        elif _peer_uid(connection) in (0, os.getuid()):
+            self._clients += 1
             self._selector.register(client, selectors.EVENT_READ, lambda: self._begin_restart(client))
         else:
             self._refuse(client, "only root and the one who mounted it can restart it")
@@ -342,6 +397,7 @@ class Keeper:
     def _begin_restart(self, client: Channel) -> None:
         """Start the next server beside the one that serves; it says `prepared`, or why it cannot serve."""
         self._selector.unregister(client)
+        self._clients -= 1
         try:
             asked, fds = client.receive() or ({}, [])
             for fd in fds:

@@ -58,6 +58,10 @@ class KeeperLink:
         self.restarts = self.order.restarts
         self.gone = False
         """The keeper has died: there will be no other server."""
+        self.handing_over = trio.Event()
+        """Another server stands by to take over."""
+        self._errands = 0
+        self._asked: dict[int, trio.MemorySendChannel[Message]] = {}
 
     def say(self, text: str) -> None:
         """A line for who waits at a terminal."""
@@ -117,14 +121,39 @@ class KeeperLink:
         """The mount has ended with this status: no server is to follow."""
         self._send({"is": "ended", "status": status})
 
-    async def told_to_hand_over(self) -> bool:
-        """Returns True when another server stands by to take over; False when the keeper has died."""
-        await trio.lowlevel.wait_readable(self._channel.fileno())
-        if self._channel.receive() is not None:
-            return True
-        self.gone = True
-        return False
+    async def listen(self) -> None:
+        """Take what the keeper says, until it has died; run it as a task, to the end of the last `ask`."""
+        while not self.gone:
+            await trio.lowlevel.wait_readable(self._channel.fileno())
+            received = self._channel.receive()
+            if received is None:
+                self.gone = True
+                for asked in self._asked.values():
+                    asked.close()
+            elif received[0]["is"] == "hand_over":
+                self.handing_over.set()
+            elif (waiting := self._asked.get(received[0]["id"])) is not None:
+                waiting.send_nowait(received[0])
+
+    async def ask(self, what: str, **words: Any) -> Message:
+        """Have the keeper do an errand (errands.py); its answer. AiofsError."""
+        self._errands += 1
+        ident = self._errands
+        asked, answer = trio.open_memory_channel[Message](1)
+        self._asked[ident] = asked
+        try:
+            if self.gone:
+                raise trio.EndOfChannel
+            self._send({"is": "errand", "id": ident, "what": what, **words})
+            told = await answer.receive()
+        except trio.EndOfChannel:
+            raise AiofsError("the keeper, which had the privileges for that, has died") from None
+        finally:
+            del self._asked[ident]
+        if "failed" in told:
+            raise AiofsError(told["failed"])
+        return told
 
     def _send(self, message: Message, fds: list[int] | None = None) -> None:
-        with suppress(OSError):  # the keeper has died; `told_to_hand_over` sees it
+        with suppress(OSError):  # the keeper has died; `listen` sees it
             self._channel.send(message, fds or [])

@@ -78,31 +78,46 @@ def unlock(fd: int) -> None:
     _set(fd, fcntl.F_UNLCK, 0, 0)
 
 
-def locked_by(fd: int) -> list[Holder]:
-    """The processes whose locks on the file of `fd` can be seen in /proc, `fd` itself left out.
+@dataclass(frozen=True)
+class Locked:
+    """An open file whose other lockers are looked for."""
+
+    pid: int
+    fd: int
+    """A descriptor of that process."""
+    device: int
+    inode: int
+
+    @classmethod
+    def ours(cls, fd: int) -> Locked:
+        """The file of a descriptor of this process."""
+        st = os.fstat(fd)
+        return cls(os.getpid(), fd, st.st_dev, st.st_ino)
+
+
+def locked_by(file: Locked) -> list[Holder]:
+    """The processes whose locks on a file can be seen in /proc, its own descriptor left out.
 
     Takes some 10 us per descriptor of the machine: call it from a thread. An OFD lock names no process
     (its l_pid is -1), so the lock lines of every /proc/PID/fdinfo are read. Processes of other users are
     invisible to an ordinary user.
     """
-    st = os.fstat(fd)
-    marker = f":{st.st_ino} "
-    own = Path(f"/proc/{os.getpid()}/fdinfo/{fd}")
     holders: dict[int, Holder] = {}
     for process in Path("/proc").iterdir():
-        if process.name.isdigit() and (found := _holder(process, marker, st, own)):
+        if process.name.isdigit() and (found := _holder(process, file)):
             holders[found.pid] = found
     return list(holders.values())
 
 
-def _holder(process: Path, marker: str, st: os.stat_result, own: Path) -> Holder | None:
+def _holder(process: Path, file: Locked) -> Holder | None:
     """This process, when one of its descriptors holds a lock on the file."""
+    marker, own = f":{file.inode} ", Path(f"/proc/{file.pid}/fdinfo/{file.fd}")
     try:
         for info in (process / "fdinfo").iterdir():
             if info == own or not _has_lock(info, marker):
                 continue
             there = (process / "fd" / info.name).stat()
-            if (there.st_dev, there.st_ino) == (st.st_dev, st.st_ino):
+            if (there.st_dev, there.st_ino) == (file.device, file.inode):
                 return Holder(int(process.name), (process / "comm").read_text().strip())
     except OSError:
         return None  # it has ended, or belongs to somebody else

@@ -196,7 +196,10 @@ def _check_lock(config: MountConfig, source: Source) -> None:
     except locks.LocksUnsupported:
         pass  # the image table says so
     except locks.LockConflict:
-        who = ", ".join(map(str, locks.locked_by(fd))) or "another process (root can see which)"
+        who = (
+            ", ".join(map(str, locks.locked_by(locks.Locked.ours(fd))))
+            or "another process (root can see which)"
+        )
         raise BadInput(f"image {config.source} is locked by {who}; end that, or mount a copy") from None
     finally:
         os.close(fd)

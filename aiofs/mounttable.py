@@ -5,9 +5,10 @@ cannot block on a mount whose server does not answer.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 MOUNTINFO = Path("/proc/self/mountinfo")
 FSTYPE = "fuse.aiofs"
@@ -30,6 +31,19 @@ class Mount:
     def is_aiofs(self) -> bool:
         """It is a mount of aiofs."""
         return self.fstype == FSTYPE
+
+
+def kept(told: Mapping[str, Any]) -> Mount:
+    """A mount as its keeper knows it, from when it was made: what tells it from others, and where it is."""
+    return Mount(
+        mount_id=told["mount_id"],
+        parent_id=0,
+        device=told["device"],
+        mountpoint=Path(told["mountpoint"]),
+        options=frozenset(),
+        fstype=FSTYPE,
+        source="",
+    )
 
 
 def mounts(text: str | None = None) -> list[Mount]:

@@ -19,7 +19,6 @@ from .dataplane import COUNTERS_SIZE
 from .errors import AiofsError
 from .keeperlink import KeeperLink
 from .ledger import Ledger
-from .mounttable import Mount
 from .outcome import Outcome
 from .server import Assignment
 from .service import Service
@@ -57,20 +56,8 @@ def _obey(link: KeeperLink) -> int:
     if order.role == "first":
         return mount.serve(assignment, link.serving)
     fuse_fd, ledger_fd = link.fds[1:]
-    return mount.take_over(assignment, link, _mount(link), fuse_fd, Ledger(ledger_fd, COUNTERS_SIZE))
-
-
-def _mount(link: KeeperLink) -> Mount:
-    """The mount that the keeper holds, as it was when it was made."""
-    told = link.order.mount
-    return Mount(
-        mount_id=told["mount_id"],
-        parent_id=0,
-        device=told["device"],
-        mountpoint=Path(told["mountpoint"]),
-        options=frozenset(),
-        fstype=mounttable.FSTYPE,
-        source="",
+    return mount.take_over(
+        assignment, link, mounttable.kept(order.mount), fuse_fd, Ledger(ledger_fd, COUNTERS_SIZE)
     )
 
 

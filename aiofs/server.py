@@ -31,7 +31,7 @@ import trio
 
 import aiofs
 
-from . import fusermount, holders, info, mounttable
+from . import info, locks, privilege
 from .choice import Drivers
 from .commands import Commands
 from .config import MountConfig
@@ -39,7 +39,8 @@ from .dataplane import LATENCY_LIMITS_NS, DataPlane, FaultCounts, fault_counts, 
 from .errors import AiofsError, reason
 from .exchange import keep_exchange, kept_exchange, negotiated
 from .fs import Operations
-from .fusermount import Unmounting
+from .fusermount import Unmounting, clear_hint
+from .helping import KeepersHelp, OwnHelp
 from .images import ImageTable
 from .keeperlink import KeeperLink
 from .ledger import Ledger
@@ -117,6 +118,7 @@ class Server:
         self._ledger = mounted.ledger
         self._link = mounted.assignment.link
         self._memory = mounted.memory
+        self._help = KeepersHelp(self._link) if self._link is not None else OwnHelp(self._mount)
         self._started = time.time()
         self._predecessors_init = kept_exchange(mounted.ledger) if mounted.successor else None
         self._ended = trio.Event()
@@ -131,6 +133,7 @@ class Server:
         self._forward, pyfuse3_end = forward_pair()
         self._pyfuse3_fd = pyfuse3_end.detach()  # libfuse will close it
         self._pyfuse3_open = False
+        self._privileges = self._limit_privileges()  # before the plane, which has threads
         self._plane = DataPlane(
             self._fuse_fd,
             self._forward.fileno(),
@@ -149,9 +152,16 @@ class Server:
             cache=self._config.cache,
             read_only=self._config.read_only,
             ledger=self._ledger,
+            locked_by=self._locked_by,
             said=mounted.said,
             link=self._link,
         )
+
+    def _limit_privileges(self) -> privilege.Privileges:
+        """Give up what serving does not take. For the main thread, while it is the only one."""
+        keeper = self._link is not None
+        keep = privilege.needs(self._config, self._source.kind, keeper=keeper)
+        return privilege.limit(keep, keeper=keeper)
 
     async def run(self, on_ready: Callable[[], None]) -> list[str] | None:
         """Serve until the end; what could not be synced, one sentence each. AiofsError: it failed.
@@ -162,18 +172,22 @@ class Server:
         token = trio.lowlevel.current_trio_token()
         self._plane.start(lambda: token.run_sync_soon(self._ended.set))
         failures: list[str] | None = []
+        listening = trio.CancelScope(shield=True)
         try:
             async with trio.open_nursery() as nursery:
                 try:
                     await nursery.start(self._stop_on_signal)
                     nursery.start_soon(self._deliver_answers)
-                    nursery.start_soon(self._follow_keeper)
+                    nursery.start_soon(self._follow_keeper, listening)
                     await self._open_driver()
                     await self._table.restore()
                     await self._serve_names(on_ready)
                 finally:
-                    with trio.CancelScope(shield=True):
-                        failures = await self._wind_down()
+                    try:
+                        with trio.CancelScope(shield=True):
+                            failures = await self._wind_down()
+                    finally:
+                        listening.cancel()
                 nursery.cancel_scope.cancel()
         finally:
             self._close()
@@ -263,23 +277,35 @@ class Server:
         self._service.ready(f"serving {self._source.describe()} on {self._config.mountpoint}")
         on_ready()
 
-    async def _follow_keeper(self) -> None:
-        """End when another server stands by; say so when there will be none."""
+    async def _follow_keeper(self, listening: trio.CancelScope) -> None:
+        """End when another server stands by; say so when there will be none.
+
+        Not cancelled with the rest, but with `listening`: to unmount takes the keeper's answer.
+        """
         if self._link is None:
             return
-        if await self._link.told_to_hand_over():
-            self._handing_over = True
-            self._plane.stop()
-        else:
+        with listening:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._hand_over, self._link)
+                await self._link.listen()
+                nursery.cancel_scope.cancel()
             log.warning(
                 "the keeper of %s has died: the mount goes on, but will end with this server (pid %d)",
                 self._config.mountpoint,
                 os.getpid(),
             )
 
+    async def _hand_over(self, link: KeeperLink) -> None:
+        await link.handing_over.wait()
+        self._handing_over = True
+        self._plane.stop()
+
     # -- the end --
 
     async def _stop_on_signal(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        for known in STOP_SIGNALS:
+            # What the receiver leaves behind: one more signal shall not kill a server that is about to end.
+            signal.signal(known, lambda *_: None)
         with trio.open_signal_receiver(*STOP_SIGNALS) as received:
             # They were blocked since before the mount was made: none could leave it without a server.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
@@ -299,7 +325,7 @@ class Server:
     async def _unmount(self) -> None:
         """End the mount from inside; the plane's loop returns after it."""
         try:
-            how = await trio.to_thread.run_sync(self._unmount_ours, False)
+            how = await self._unmount_ours(lazy=False)
             if how is Unmounting.BUSY:
                 await self._detach()
                 return
@@ -315,30 +341,31 @@ class Server:
 
     async def _detach(self) -> None:
         """Take a busy mount away from its users: lazily, so that the mountpoint is free again."""
-        found = await trio.to_thread.run_sync(holders.holders_of, self._mount)
+        found = await self._help.name_holders()
         log.warning(
             "%s is busy, held by %s; detaching it, they will get errors",
             self._mount.mountpoint,
-            "; ".join(found.lines()) or "somebody who cannot be seen from here",
+            "; ".join(found) or "somebody who cannot be seen from here",
         )
-        await trio.to_thread.run_sync(self._unmount_ours, True)
+        await self._unmount_ours(lazy=True)
         self._plane.stop()
 
-    def _unmount_ours(self, lazy: bool) -> Unmounting:
-        """Unmount, if this mount is what is on top of the mountpoint: fusermount3 knows paths only."""
-        where = self._mount.mountpoint
-        top = mounttable.mount_at(where)
-        if top is None or (top.mount_id != self._mount.mount_id and not self._is_in_table()):
-            return Unmounting.NOT_MOUNTED
-        if top.mount_id != self._mount.mount_id:
-            raise AiofsError(
-                f"{top.fstype} is mounted over {where}, ending without unmounting; "
-                f"afterwards: umount {where} && {fusermount.clear_hint(where)}"
-            )
-        return fusermount.unmount(where, lazy=lazy)
+    async def _unmount_ours(self, *, lazy: bool) -> Unmounting:
+        """AiofsError, with the command that helps where nobody is left who may unmount."""
+        try:
+            return await self._help.unmount(lazy)
+        except AiofsError as error:
+            if self._link is None or not self._link.gone:
+                raise
+            where = self._mount.mountpoint
+            raise AiofsError(f"cannot unmount {where}: {error}; clear it: {clear_hint(where)}") from error
 
-    def _is_in_table(self) -> bool:
-        return any(mount.mount_id == self._mount.mount_id for mount in mounttable.mounts())
+    async def _locked_by(self, fd: int) -> list[locks.Holder]:
+        try:
+            return await self._help.locked_by(fd)
+        except AiofsError as error:
+            log.debug("who has the lock cannot be seen: %s", error)
+            return []
 
     async def _wind_down(self) -> list[str] | None:
         """Steps 1 to 3 of the end, as far as not done; what could not be synced. Nothing may cancel it.
@@ -377,7 +404,7 @@ class Server:
         if self._plane.result != 0:
             # Stopped, or failed: the mount may still be there, and nobody serves it.
             with suppress(AiofsError):
-                await trio.to_thread.run_sync(self._unmount_ours, True)
+                await self._unmount_ours(lazy=True)
         failures = [f"{failure.filename}: {reason(failure)}" for failure in await self._table.close_all()]
         failures += await self._sync_closed()
         self._outcome.write(failures)
@@ -447,6 +474,7 @@ class Server:
             config=self._config,
             source_kind=self._source.kind.value,
             lineage=self._lineage(),
+            privileges=vars(self._privileges),
             exchange=self._plane.init_exchange(),
             memory=vars(self._memory),
             plane=self._plane.counters(),

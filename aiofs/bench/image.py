@@ -156,7 +156,7 @@ def _lock(image: Image, destructive: bool) -> None:
     try:
         (locks.lock_for_writing if destructive else locks.lock_for_reading)(image.fd)
     except locks.LockConflict:
-        locked = ImageLocked(str(image.path), locks.locked_by(image.fd))
+        locked = ImageLocked(str(image.path), locks.locked_by(locks.Locked.ours(image.fd)))
         raise AiofsError(f"{reason(locked)}; stop that first, or measure a copy") from None
     except locks.LocksUnsupported:
         image.notes.append(f"{image.filesystem} has no locks: make sure that nobody writes to the image")

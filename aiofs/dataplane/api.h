@@ -281,6 +281,12 @@ uint32_t aiofs_latency_bucket(uint64_t ns);
 /* openat2(2) beneath root_fd: RESOLVE_BENEATH | NO_SYMLINKS | NO_MAGICLINKS | NO_XDEV. O_CLOEXEC is added.
  * A descriptor, or -errno. */
 int32_t aiofs_open_beneath(int32_t root_fd, const char *path, uint64_t flags, uint64_t mode);
+/* Keep, of the capabilities that this thread has (capabilities(7)), those with a bit in `keep`: permitted and
+ * effective; none is inheritable or ambient, and the bounding set has no others where it may be changed. Threads
+ * made later inherit that; those there are keep what they have. 0 or -errno. */
+int32_t aiofs_limit_capabilities(uint64_t keep);
+/* PR_SET_NO_NEW_PRIVS (prctl(2)), inherited as well: no program that is started gains a privilege. 0 or -errno. */
+int32_t aiofs_refuse_new_privileges(void);
 /* renameat2(2). */
 int32_t aiofs_rename(int32_t old_dir, const char *old_name, int32_t new_dir, const char *new_name, uint32_t flags);
 

@@ -1,6 +1,7 @@
 /* os.c -- system calls that Python's os module lacks, for the control plane. No state. */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <linux/openat2.h>
 #include <stdio.h>
 #include <string.h>
@@ -101,4 +102,31 @@ int32_t aiofs_become_io_flusher(void)
 int32_t aiofs_lock_memory(void)
 {
     return mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) < 0 ? -errno : 0;
+}
+
+int32_t aiofs_limit_capabilities(uint64_t keep)
+{
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3, .pid = 0};
+    struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3];
+
+    if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0L, 0L, 0L) < 0)
+        return -errno;
+    for (unsigned long capability = 0; capability < 64; capability++) {
+        /* EINVAL: past the last one of this kernel. EPERM: the bounding set is not ours to change. */
+        if (!(keep >> capability & 1) && prctl(PR_CAPBSET_DROP, capability, 0L, 0L, 0L) < 0)
+            break;
+    }
+    if (syscall(SYS_capget, &header, data) < 0)
+        return -errno;
+    for (int word = 0; word < _LINUX_CAPABILITY_U32S_3; word++) {
+        data[word].permitted &= (uint32_t)(keep >> (32 * word));
+        data[word].effective = data[word].permitted;
+        data[word].inheritable = 0;
+    }
+    return syscall(SYS_capset, &header, data) < 0 ? -errno : 0;
+}
+
+int32_t aiofs_refuse_new_privileges(void)
+{
+    return prctl(PR_SET_NO_NEW_PRIVS, 1L, 0L, 0L, 0L) < 0 ? -errno : 0;
 }

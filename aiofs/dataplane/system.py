@@ -1,4 +1,4 @@
-"""System calls that Python's os module lacks: openat2 beneath a directory, renameat2, statx, memory."""
+"""System calls that Python's os module lacks: openat2 beneath a directory, renameat2, statx and others."""
 
 from __future__ import annotations
 
@@ -104,3 +104,16 @@ def become_io_flusher() -> None:
 def lock_memory() -> None:
     """mlockall(2), now and in the future, of pages that are touched. OSError: EPERM, ENOMEM, EINVAL."""
     check(lib.aiofs_lock_memory(), "mlockall")
+
+
+def limit_capabilities(keep: int) -> None:
+    """Give up all capabilities of this thread, and of those that it starts, but those in the set `keep`.
+
+    A bit for each, by its number in capabilities(7)'s header. OSError.
+    """
+    check(lib.aiofs_limit_capabilities(keep), "capset")
+
+
+def refuse_new_privileges() -> None:
+    """PR_SET_NO_NEW_PRIVS (prctl(2)) for this thread and those that it starts. OSError."""
+    check(lib.aiofs_refuse_new_privileges(), "PR_SET_NO_NEW_PRIVS")

@@ -14,6 +14,7 @@ import pytest
 import trio
 from pyfuse3 import ROOT_INODE, EntryAttributes, FUSEError
 
+from aiofs import locks
 from aiofs.choice import Drivers
 from aiofs.config import CacheMode
 from aiofs.dataplane import COUNTERS_SIZE, ImageSpec
@@ -94,7 +95,13 @@ def make_table(
         cache=cache,
         read_only=read_only,
         ledger=ledger or make_ledger(),
+        locked_by=locked_by,
     )
+
+
+async def locked_by(fd: int) -> list[locks.Holder]:
+    """Who else has locks on the file of a descriptor."""
+    return await trio.to_thread.run_sync(locks.locked_by, locks.Locked.ours(fd))
 
 
 def make_ledger() -> Ledger:

@@ -137,7 +137,7 @@ def test_the_process_that_holds_a_lock_is_named(image: Path) -> None:
     ):
         assert holder.stdout is not None
         holder.stdout.readline()
-        found = locks.locked_by(fd)
+        found = locks.locked_by(locks.Locked.ours(fd))
         holder.communicate(b"")
     assert [who.pid for who in found] == [holder.pid]
     assert str(found[0]).startswith("python")
@@ -147,4 +147,4 @@ def test_the_process_that_holds_a_lock_is_named(image: Path) -> None:
 def test_nobody_holds_an_image_that_is_only_open(image: Path) -> None:
     """An open descriptor without a lock is no holder."""
     with opened(image) as fd, opened(image):
-        assert locks.locked_by(fd) == []
+        assert locks.locked_by(locks.Locked.ours(fd)) == []

@@ -65,6 +65,7 @@ def told(**changes: Any) -> dict[str, Any]:
             "config": MountConfig(source=Path("/srv/images"), mountpoint=Path("/mnt/vdisk")),
             "source_kind": "directory",
             "lineage": info.Lineage(os.getpid(), 9, 1000.5, 0, None),
+            "privileges": {"no_new_privs": True, "capabilities": [], "note": ""},
             "exchange": None,
             "memory": {"io_flusher": True, "locked": True, "oom_score_adj": -1000},
             "plane": PLANE,
