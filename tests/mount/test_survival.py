@@ -221,6 +221,8 @@ def test_a_removed_file_lives_on_while_it_is_open(mounted: Mounting, image_dir: 
 def test_a_failed_fsync_stays_failed(mounted: Mounting, disk: Path, tmp_path: Path) -> None:
     """Also with the next server, until all have closed the image: then it begins anew."""
     fs = mounted(disk.parent, "--aio", "threads")
+    fs.expected_status = 1
+    fs.allow("not on disk: .*disk.img: Input/output error")
     fd = os.open(fs.path / "disk.img", os.O_RDWR)
     try:
         os.pwrite(fd, b"x" * 4096, 0)
