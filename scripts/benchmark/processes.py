@@ -92,14 +92,15 @@ def unmount_leftover(path: Path) -> None:
 
 
 def processes_about(path: Path) -> list[int]:
-    """Ids of the processes that have `path` as an argument: a server that went into the background."""
+    """Ids of processes that have `path` as an argument, and of their children: a keeper and its server."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):
                 if str(path).encode() in (entry / "cmdline").read_bytes().split(b"\0"):
                     found.append(int(entry.name))
-    return sorted(found)
+                    found += map(int, (entry / "task" / entry.name / "children").read_text().split())
+    return sorted(set(found))
 
 
 def cpu_s(pids: Sequence[int]) -> float:
