@@ -42,12 +42,12 @@ def _sanitize(options: argparse.Namespace, directory: Path) -> bool:
         build = Build(directory / sanitizer.name, "gcc", sanitizer.flags)
         for ran in harness.run(sanitizer, build, options.seed, operations, files):
             if ran.left_out:
-                print(f"{ran.driver:9} left out: {ran.left_out}")
+                print(f"{ran.driver:14} left out: {ran.left_out}")
             elif ran.problem:
                 sound = False
-                print(f"{ran.driver:9} FAILED\n{ran.problem}")
+                print(f"{ran.driver:14} FAILED\n{ran.problem}")
             else:
-                print(f"{ran.driver:9} nothing found, {ran.seconds:.1f} s", flush=True)
+                print(f"{ran.driver:14} nothing found, {ran.seconds:.1f} s", flush=True)
     return sound
 
 

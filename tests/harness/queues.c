@@ -128,7 +128,7 @@ void exercise_queue(const char *directory, const char *driver, unsigned operatio
 {
     int error;
 
-    aiofs_fault_reset();
+    aiofs_fault_reset(random_below(UINT32_MAX), 1);
     file = scratch_file(directory);
     for (unsigned i = 0; i < SLOTS; i++) {
         slots[i] = (struct slot){.buffer = malloc(SLOT_BYTES)};
@@ -181,7 +181,7 @@ void exercise_measure(const char *directory, const char *driver)
     pthread_t thread;
     int error;
 
-    aiofs_fault_reset();
+    aiofs_fault_reset(random_below(UINT32_MAX), 1);
     workload.fd = scratch_file(directory);
     stop = 0;
     error = aiofs_measure(driver, &workload, &stop, &found);

@@ -12,6 +12,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -81,6 +82,7 @@ NEEDS(void *, realloc, (void *old, size_t size), (old, size), NULL, ENOMEM)
 NEEDS(void *, mmap, (void *at, size_t size, int prot, int flags, int fd, off_t offset),
       (at, size, prot, flags, fd, offset), MAP_FAILED, ENOMEM)
 NEEDS(int, eventfd, (unsigned initial, int flags), (initial, flags), -1, EMFILE)
+NEEDS(int, timerfd_create, (int clock, int flags), (clock, flags), -1, EMFILE)
 NEEDS(int, epoll_create1, (int flags), (flags), -1, EMFILE)
 NEEDS(int, epoll_ctl, (int epoll, int op, int fd, struct epoll_event *event), (epoll, op, fd, event), -1,
       ENOSPC)
