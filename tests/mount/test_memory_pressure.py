@@ -74,9 +74,10 @@ def of_interest(fs: MountedFs, writer: subprocess.Popen[str], device: Path) -> C
     """The server, the writer, and the kernel's tasks for the device: its loop, its journal, its writeback."""
     minor = os.minor(device.stat().st_rdev)
     ours = re.compile(rf"\b({device.name}|flush-7:{minor})\b")
+    processes = (fs.pid, fs.server_pid, writer.pid)
 
     def watched(pid: int, name: str) -> bool:
-        return pid in (fs.pid, writer.pid) or ours.search(name) is not None
+        return pid in processes or ours.search(name) is not None
 
     return watched
 
