@@ -17,7 +17,7 @@ import errno
 import logging
 import os
 import struct
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -172,8 +172,16 @@ class ImageTable:
     async def _start(self, node: Node, write: bool) -> OpenImage:
         """Open, lock and register the backing of a node."""
         image = await self._opener.open(node, write)
+        await self._lock_and_choose(image, write, self._opener.lock(image.fd, image.name, write))
+        image.counters = self._tallies.take(node)
+        image.counters.memory.opens = 0
+        await self._register(image)
+        return image
+
+    async def _lock_and_choose(self, image: OpenImage, write: bool, lock: Awaitable[None]) -> None:
+        """Wait for the `lock`, and choose the driver of an image just opened; closed when either fails."""
         try:
-            await self._opener.lock(image.fd, image.name, write)
+            await lock
             image.write_locked = write
             image.decision = await self._drivers.choose(
                 self._plane, image.name, image.fd, image.direct, self.read_only
@@ -181,10 +189,6 @@ class ImageTable:
         except BaseException:
             image.close()
             raise
-        image.counters = self._tallies.take(node)
-        image.counters.memory.opens = 0
-        await self._register(image)
-        return image
 
     async def _register(self, image: OpenImage) -> None:
         """Have the data plane serve it. Its counters' errno of a failed fsync, and opens, go on to count."""
@@ -276,18 +280,9 @@ class ImageTable:
 
     async def _restore(self, node: Node, write: bool, counters: ImageCounters) -> None:
         image = await self._opener.open_again(node, write)
-        try:
-            if write:
-                await self._opener.fence(image)
-            else:
-                await self._opener.lock(image.fd, image.name, write)
-            image.write_locked = write
-            image.decision = await self._drivers.choose(
-                self._plane, image.name, image.fd, image.direct, self.read_only
-            )
-        except BaseException:
-            image.close()
-            raise
+        opener = self._opener
+        lock = opener.fence(image) if write else opener.lock(image.fd, image.name, write)
+        await self._lock_and_choose(image, write, lock)
         image.counters = counters
         image.opens = counters.memory.opens
         await self._register(image)
