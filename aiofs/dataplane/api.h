@@ -98,6 +98,10 @@ typedef struct {
     uint64_t answered;
 } aiofs_progress;
 
+/* How answers are written to the kernel (replies.h): as this thread's switches suggest, always each by itself,
+ * always several at once. */
+enum { AIOFS_REPLIES_ADAPT = 0, AIOFS_REPLIES_SINGLY = 1, AIOFS_REPLIES_TOGETHER = 2 };
+
 typedef struct {
     int32_t fuse_fd;      /* /dev/fuse, or a SOCK_SEQPACKET socket in tests; made non-blocking */
     int32_t forward_fd;   /* SOCK_SEQPACKET, the other end is pyfuse3's */
@@ -106,6 +110,7 @@ typedef struct {
     uint32_t max_images;  /* images that can be registered at once */
     uint32_t merge;       /* 0 or 1 */
     uint32_t look_us;     /* how long the adaptive look for work before a sleep may last; 0: never */
+    uint32_t replies;     /* AIOFS_REPLIES_* */
     uint32_t held;        /* 1: nothing is read from the kernel before AIOFS_SERVE */
     uint32_t init_size;   /* bytes; 0: the kernel will send its INIT */
     const void *init;     /* the INIT that the kernel sent to a server before this one: the control plane gets it
@@ -192,6 +197,7 @@ typedef struct {
     uint64_t sleeps;        /* waits in which the thread slept */
     uint64_t looks;         /* sleeps that were avoided by looking a little longer */
     uint64_t in_flight;     /* requests in work now */
+    uint64_t replies_together; /* answers that shared a system call with others */
 } aiofs_plane_counters;
 
 /* Checks the configuration, allocates everything. 0 and *out, or -errno. */

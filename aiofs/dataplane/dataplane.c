@@ -94,6 +94,7 @@ int32_t aiofs_open(aiofs_plane **out, const aiofs_config *config)
     plane->epoll_fd = plane->wake_fd = -1;
     plane->ready_end = &plane->ready;
     plane->held = config->held != 0;
+    replies_init(&plane->replies, config, &plane->counters.replies_together);
     if (config->init_size)
         memcpy(plane->init_request, config->init, config->init_size);
     plane->init_request_size = config->init_size;
@@ -113,6 +114,7 @@ void aiofs_close(aiofs_plane *plane)
     for (int i = 0; i < QUEUES_MAX; i++)
         if (plane->queues[i])
             queue_close(plane->queues[i]);
+    replies_close(&plane->replies);
     outbox_close(&plane->up);
     outbox_close(&plane->answers);
     if (plane->epoll_fd >= 0)
@@ -374,6 +376,7 @@ int32_t aiofs_run(aiofs_plane *plane)
     populate_stack(STACK_USED);
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, NULL);
+    replies_start(&plane->replies);
     plane->fuse_ready = plane->forward_ready = plane->control_ready = 1;
     plane->sleep_ns = (int64_t)plane->config.look_us * 4000;
     if (plane->init_request_size)

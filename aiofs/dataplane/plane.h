@@ -4,6 +4,7 @@
  *   serve.c      the life of a data request or resize of a registered image
  *   space.c      what is special about FALLOCATE and LSEEK
  *   batch.c      of them, what is ready: merged and submitted
+ *   replies.c    how answers are written
  *   forward.c    everything else, to the control plane and back
  *   control.c    the commands of the control plane
  *
@@ -22,6 +23,7 @@
 #include "outbox.h"
 #include "protocol.h"
 #include "queue.h"
+#include "replies.h"
 #include "request.h"
 
 #define QUEUES_MAX 16       /* drivers, those with faults included */
@@ -56,6 +58,7 @@ struct aiofs_plane {
     struct request **batch;
     struct io **ios;
     unsigned in_work; /* requests WAITING, READY or RUNNING */
+    struct replies replies;
 
     /* forward.c, control.c */
     struct outbox up, answers; /* to the control plane: messages, and what its commands came to */

@@ -17,6 +17,12 @@ MAX_QUEUE_DEPTH = 4096
 MAX_REQUEST_BYTES = 1 << 20
 """The longest READ or WRITE that the kernel may send: max_write of the amended INIT reply."""
 
+_REPLIES: dict[str, int] = {
+    "adapt": lib.AIOFS_REPLIES_ADAPT,
+    "singly": lib.AIOFS_REPLIES_SINGLY,
+    "together": lib.AIOFS_REPLIES_TOGETHER,
+}
+
 
 @dataclass(frozen=True)
 class ImageSpec:
@@ -57,10 +63,13 @@ class DataPlane:
         merge: bool = True,
         max_images: int = 16384,
         look_us: int = 100,
+        replies: str = "adapt",
         progress: tuple[Any, int] | None = None,
         predecessor_init: bytes = b"",
     ) -> None:
-        """`progress`: where an aiofs_progress is counted up: a buffer and an offset in it.
+        """`replies`: how answers are written: `adapt`, or always `singly` or `together` (replies.h), for tests.
+
+        `progress`: where an aiofs_progress is counted up: a buffer and an offset in it.
 
         `predecessor_init`: the kernel's INIT to a server before this one. The loop then gives it to pyfuse3,
         and reads nothing from the kernel before `serve`.
@@ -82,6 +91,7 @@ class DataPlane:
                 "max_images": max_images,
                 "merge": int(merge),
                 "look_us": look_us,
+                "replies": _REPLIES[replies],
                 "held": int(bool(predecessor_init)),
                 "init_size": len(predecessor_init),
                 "init": init,

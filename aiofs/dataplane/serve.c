@@ -11,9 +11,7 @@
  */
 #include <assert.h>
 #include <errno.h>
-#include <poll.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "clock.h"
 #include "histogram.h"
@@ -26,42 +24,16 @@
 
 /* ---- answers ---- */
 
-static void write_reply(struct aiofs_plane *plane, const struct iovec *iov, int iovcnt)
-{
-    if (plane->config.progress)
-        plane->config.progress->answered++;
-    while (writev(plane->config.fuse_fd, iov, iovcnt) < 0) {
-        struct pollfd writable = {.fd = plane->config.fuse_fd, .events = POLLOUT};
-
-        if (errno == EAGAIN) /* a socket in tests; /dev/fuse always takes a reply */
-            (void)poll(&writable, 1, -1);
-        else if (errno != EINTR)
-            return; /* ENOENT: the caller was interrupted; ENODEV: unmounted, the drain will see it */
-    }
-}
-
-static void send_answer(struct aiofs_plane *plane, uint64_t unique, int error, void *body, size_t size)
-{
-    struct fuse_out_header header = {
-        .len = (uint32_t)(sizeof header + size),
-        .error = error,
-        .unique = unique,
-    };
-    struct iovec iov[2] = {{&header, sizeof header}, {body, size}};
-
-    write_reply(plane, iov, size ? 2 : 1);
-}
-
 void serve_pass(struct aiofs_plane *plane, void *reply, size_t size)
 {
     struct iovec iov = {reply, size};
 
-    write_reply(plane, &iov, 1);
+    replies_write(&plane->replies, &iov, 1);
 }
 
 void serve_refuse(struct aiofs_plane *plane, uint64_t unique, int error)
 {
-    send_answer(plane, unique, error, NULL, 0);
+    replies_send(&plane->replies, unique, error, NULL, 0);
 }
 
 void serve_ready(struct aiofs_plane *plane, struct request *r)
@@ -86,8 +58,10 @@ static void release(struct aiofs_plane *plane, struct request *r)
     }
     request_put(&plane->pool, r);
     plane->counters.in_flight = --plane->in_work;
-    if (image->unregister_id && image->active == 0)
+    if (image->unregister_id && image->active == 0) {
+        replies_flush(&plane->replies); /* its last answer is written before anyone hears that it is done */
         control_unregistered(plane, image);
+    }
 }
 
 /* r is about to be answered. */
@@ -119,7 +93,7 @@ static void answer_read(struct aiofs_plane *plane, struct request *r, int64_t by
     mine = mine < 0 ? 0 : mine > r->length ? r->length : mine;
     r->image->counters->bytes_read += (uint64_t)mine;
     count_latency(plane, r->image, r);
-    send_answer(plane, r->unique, 0, r->payload + r->pad, (size_t)mine);
+    replies_send(&plane->replies, r->unique, 0, r->payload + r->pad, (size_t)mine);
     release(plane, r);
 }
 
@@ -129,7 +103,7 @@ static void answer_write(struct aiofs_plane *plane, struct request *r)
 
     r->image->counters->bytes_written += r->length;
     count_latency(plane, r->image, r);
-    send_answer(plane, r->unique, 0, &out, sizeof out);
+    replies_send(&plane->replies, r->unique, 0, &out, sizeof out);
     release(plane, r);
 }
 
@@ -138,7 +112,7 @@ static void answer_lseek(struct aiofs_plane *plane, struct request *r, int64_t o
     struct fuse_lseek_out out = {.offset = (uint64_t)offset};
 
     count_latency(plane, r->image, r);
-    send_answer(plane, r->unique, 0, &out, sizeof out);
+    replies_send(&plane->replies, r->unique, 0, &out, sizeof out);
     release(plane, r);
 }
 
@@ -193,7 +167,7 @@ static int answer_at_once(struct aiofs_plane *plane, struct request *r, struct i
     image->counters->errors += error < 0;
     count_latency(plane, image, r);
     if (r->kind == REQUEST_WRITE && !error)
-        send_answer(plane, r->unique, 0, &nothing, sizeof nothing);
+        replies_send(&plane->replies, r->unique, 0, &nothing, sizeof nothing);
     else
         serve_refuse(plane, r->unique, error);
     request_put(&plane->pool, r);
@@ -427,6 +401,8 @@ int serve_reap(struct aiofs_plane *plane)
     struct io *finished[REAP_MAX];
     int total = 0;
 
+    /* Answered requests may be used again, and their buffers with them, from the next drain on. */
+    replies_gather(&plane->replies);
     for (int i = 0; i < QUEUES_MAX; i++) {
         int n = plane->queues[i] ? queue_reap(plane->queues[i], finished, REAP_MAX) : 0;
 
@@ -442,5 +418,6 @@ int serve_reap(struct aiofs_plane *plane)
         }
         total += n;
     }
+    replies_flush(&plane->replies);
     return total;
 }

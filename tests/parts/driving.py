@@ -34,7 +34,10 @@ class Drivers:
 
     def __init__(self, directory: Path) -> None:
         path = directory / "drivers.so"
-        sources = [SOURCES / "queue.c", SOURCES / "populate.c", *sorted(SOURCES.glob("drivers/*.c"))]
+        sources = [
+            *(SOURCES / f"{room}.c" for room in ("queue", "populate", "ring")),
+            *sorted(SOURCES.glob("drivers/*.c")),
+        ]
         flags = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-fPIC", "-shared", f"-I{SOURCES}", *added_flags()]
         command = ["cc", *flags, *map(str, sources), "-o", str(path), "-luring", "-laio"]
         subprocess.run(command, check=True)

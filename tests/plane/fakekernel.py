@@ -56,10 +56,18 @@ class FakeKernel:
     """A data plane with a test at each of its ends."""
 
     def __init__(
-        self, *, queue_depth: int = 32, merge: bool = True, look_us: int = 0, predecessor_init: bytes = b""
+        self,
+        *,
+        queue_depth: int = 32,
+        merge: bool = True,
+        look_us: int = 0,
+        replies: str = "adapt",
+        predecessor_init: bytes = b"",
     ) -> None:
         self.fuse, fuse_end = _pair()
         self.control_plane, forward_end = _pair()
+        self.fuse_end = fuse_end
+        """The end that the data plane has."""
         self._ends = (fuse_end, forward_end)
         self.progress = bytearray(16)
         """Two words: asked and answered."""
@@ -70,6 +78,7 @@ class FakeKernel:
             merge=merge,
             max_images=64,
             look_us=look_us,
+            replies=replies,
             progress=(self.progress, 0),
             predecessor_init=predecessor_init,
         )

@@ -35,6 +35,7 @@
 
 #include "driver.h"
 #include "populate.h"
+#include "ring.h"
 
 /* Registered files at most; descriptors beyond it are used as they are. */
 #define SLOTS_MAX 4096u
@@ -53,24 +54,6 @@ struct aio {
     int free[SLOTS_MAX];
     unsigned workers; /* the kernel's limit on its workers, when we have lowered it */
 };
-
-/* Newest first; each step is what the kernel before that had. */
-static const unsigned setup_flags[] = {
-    IORING_SETUP_SUBMIT_ALL | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
-        IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_COOP_TASKRUN,                        /* 6.1 */
-    IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG, /* 5.19 */
-    0,
-};
-
-static int make_ring(struct io_uring *ring, unsigned entries)
-{
-    int error = -EINVAL;
-    for (size_t i = 0; error == -EINVAL && i < sizeof setup_flags / sizeof *setup_flags; i++) {
-        struct io_uring_params params = {.flags = setup_flags[i]};
-        error = io_uring_queue_init_params(entries, ring, &params);
-    }
-    return error;
-}
 
 static int disabled_by_sysctl(void)
 {
@@ -107,7 +90,7 @@ static int uring_probe(char *why, size_t size)
 {
     static const int needed[] = {IORING_OP_READ, IORING_OP_READV, IORING_OP_WRITE, IORING_OP_WRITEV};
     struct io_uring ring;
-    int error = make_ring(&ring, 4);
+    int error = ring_open(&ring, 4);
     if (error < 0) {
         explain(error, why, size);
         return error;
@@ -140,41 +123,13 @@ static void register_table(struct aio *aio)
         aio->free[i] = (int)(slots - 1 - i);
 }
 
-/* Forget what the kernel has not consumed of the submission ring. */
-static void drop_rest(struct io_uring *ring)
-{
-    struct io_uring_sq *sq = &ring->sq;
-    unsigned head = __atomic_load_n(sq->khead, __ATOMIC_ACQUIRE);
-    sq->sqe_head = sq->sqe_tail = head;
-    __atomic_store_n(sq->ktail, head, __ATOMIC_RELEASE);
-}
-
-/* As many operations at once as there can ever be: the kernel keeps their memory for later ones. One is for a
- * worker, which stays. What the kernel does not take here it will allocate when it is needed. */
+/* As many operations at once as there can ever be. One is for a worker, which stays. */
 static int allocate(struct aio *aio)
 {
     unsigned limits[2] = {1, 0}; /* for files and block devices; for others: as it is */
-    struct io_uring_sqe *sqe;
-    struct io_uring_cqe *cqe;
     if (io_uring_register_iowq_max_workers(&aio->ring, limits) == 0) /* Linux 5.15 */
         aio->workers = limits[0];
-    for (unsigned i = 0; i < aio->depth && (sqe = io_uring_get_sqe(&aio->ring)) != NULL; i++) {
-        io_uring_prep_nop(sqe);
-        if (i == 0)
-            io_uring_sqe_set_flags(sqe, IOSQE_ASYNC);
-    }
-    int submitted = io_uring_submit(&aio->ring);
-    drop_rest(&aio->ring);
-    while (submitted > 0) {
-        int error = io_uring_wait_cqe(&aio->ring, &cqe);
-        if (error < 0 && error != -EINTR && error != -EAGAIN && error != -EBUSY)
-            return error;
-        if (error == 0) {
-            io_uring_cqe_seen(&aio->ring, cqe);
-            submitted--;
-        }
-    }
-    return 0;
+    return ring_warm(&aio->ring, aio->depth, true);
 }
 
 static int uring_open(struct aio **out, unsigned depth)
@@ -189,7 +144,7 @@ static int uring_open(struct aio **out, unsigned depth)
         free(aio);
         return error;
     }
-    int error = make_ring(&aio->ring, depth);
+    int error = ring_open(&aio->ring, depth);
     if (error == 0) {
         error = io_uring_register_eventfd(&aio->ring, aio->event_fd);
         if (error == 0)
@@ -275,7 +230,7 @@ static void refuse_rest(struct aio *aio, int error)
         io->next = aio->refused;
         aio->refused = io;
     }
-    drop_rest(&aio->ring);
+    ring_drop_rest(&aio->ring);
 }
 
 static unsigned ring_flags(const struct aio *aio)
