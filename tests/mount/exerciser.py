@@ -150,8 +150,9 @@ class Exerciser:
         self.sizes.append(len(self._model))
         if len(step) > 1:
             self._together(step)
-        for operation in step if len(step) == 1 else ():
-            getattr(self, f"_{operation.name}")(*operation.numbers)
+            return
+        [operation] = step
+        getattr(self, f"_{operation.name}")(*operation.numbers)
 
     # -- the operations --
 

@@ -16,6 +16,7 @@ T = TypeVar("T")
 FIRST = 64
 """Operations that are tried first: the last ones before the failure."""
 CONFIRMATIONS = 3
+CONFIRMATION_S = 20.0
 
 Again = Callable[[list[str], float], str]
 """Does a list in a new place: what went wrong, or nothing. OutOfTime at the given time.monotonic()."""
@@ -99,11 +100,14 @@ def _shortest(lines: list[str], wrong: Callable[[list[str]], str]) -> list[str]:
 
 
 def _told(shortest: list[str], whole: int, again: Again) -> str:
-    outcomes = [again(shortest, float("inf")) for _ in range(CONFIRMATIONS)]
+    outcomes = []
+    with contextlib.suppress(OutOfTime):
+        for _ in range(CONFIRMATIONS):
+            outcomes.append(again(shortest, time.monotonic() + CONFIRMATION_S))
     failures = [outcome for outcome in outcomes if outcome]
     listed = "\n".join(f"  {line}" for line in shortest)
     return (
         f"shortened from {whole} operations to {len(shortest)}, which failed {len(failures)} of "
-        f"{CONFIRMATIONS} times more{': ' + failures[0] if failures else ''}\n"
+        f"{len(outcomes)} times more{': ' + failures[0] if failures else ''}\n"
         f"again: AIOFS_REPLAY=FILE pytest, and this test's name; FILE holds\n{listed}"
     )

@@ -70,28 +70,20 @@ def judge(failed: list[tuple[str, int]], fault: str, forever: bool) -> None:
         assert told <= ({errno.EIO} if forever else set())
 
 
-class Beside:
-    """An image on the same mount that no fault is meant for."""
-
-    def __init__(self, fs: MountedFs) -> None:
-        self._fs = fs
-        self._written = 0
-
-    def work(self, *, fsync: bool) -> None:
-        """Is written and read as if nothing were wrong."""
-        self._written += 1
-        data = pattern(self._written, 4096)
-        fd = os.open(self._fs.path / "beside.img", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            assert os.pwrite(fd, data, BESIDE) == len(data)
-            if fsync:
-                os.fsync(fd)
-            assert os.pread(fd, len(data), BESIDE) == data
-        finally:
-            os.close(fd)
-        with (self._fs.source / "beside.img").open("rb") as file:
-            file.seek(BESIDE)
-            assert file.read() == data
+def work_beside(fs: MountedFs, number: int, *, fsync: bool) -> None:
+    """An image that no fault is meant for is written and read as if nothing were wrong."""
+    data = pattern(number, 4096)
+    fd = os.open(fs.path / "beside.img", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        assert os.pwrite(fd, data, BESIDE) == len(data)
+        if fsync:
+            os.fsync(fd)
+        assert os.pread(fd, len(data), BESIDE) == data
+    finally:
+        os.close(fd)
+    with (fs.source / "beside.img").open("rb") as file:
+        file.seek(BESIDE)
+        assert file.read() == data
 
 
 @pytest.fixture
@@ -128,13 +120,12 @@ def test_every_caller_is_told_the_truth(
     ]
     ranges = [f"from={index * SLOT},to={(index + 1) * SLOT}" for index in range(len(plan))]
     fs = faulty(driver, cache, ",".join(f"{one},{where}" for one, where in zip(plan, ranges, strict=True)))
-    beside = Beside(fs)
     with never_hanging(fs.path):
         for forever in (False, True):
             for index in range(forever * CALLERS, (1 + forever) * CALLERS):
                 caller = Caller(fs.path / f"{index}.img", image_dir / f"{index}.img", index * SLOT)
                 caller.play()
-                beside.work(fsync=True)
+                work_beside(fs, index, fsync=True)
                 if not struck(fs)[index]:
                     break
                 judge(caller.failed, fault, forever)
@@ -170,7 +161,7 @@ def test_so_is_who_syncs(
             caller = Caller(fs.path / "a.img", image_dir / "a.img", 0)
             caller.play()
             [strikes] = struck(fs)
-            Beside(fs).work(fsync=bool(strikes) and not forever)
+            work_beside(fs, number, fsync=bool(strikes) and not forever)
             if not caller.synced:
                 fs.allow(r"not on disk: .*a\.img")
                 fs.expected_status = 1
