@@ -143,7 +143,8 @@ class Exerciser:
             raise Mismatch(str(error)) from error
         finally:
             self._pool.shutdown()
-            os.close(self._fd)
+            if self._fd >= 0:
+                os.close(self._fd)
 
     def _do(self, step: Step) -> None:
         self.done.append(as_line(step))
@@ -170,18 +171,18 @@ class Exerciser:
         work = [(operation, self._start(operation)) for operation in step]
         for operation, future in work:
             result = future.result()
-            offset, length, *seed = operation.numbers
-            if seed:
+            offset, length = operation.numbers[:2]
+            if operation.name == "write":
                 assert result == length, f"{result!r} of {length} bytes written"
-                self._remember(offset, content(*seed, length))
+                self._remember(offset, content(operation.numbers[2], length))
             elif offset + length <= size:  # what is read beyond depends on which write came first
                 assert isinstance(result, bytes)
                 self._expect(offset, result, "read in a burst", length)
 
     def _start(self, operation: Operation) -> Future[int] | Future[bytes]:
-        offset, length, *seed = operation.numbers
-        if seed:
-            return self._pool.submit(os.pwrite, self._fd, content(*seed, length), offset)
+        offset, length = operation.numbers[:2]
+        if operation.name == "write":
+            return self._pool.submit(os.pwrite, self._fd, content(operation.numbers[2], length), offset)
         return self._pool.submit(os.pread, self._fd, length, offset)
 
     def _mapped_read(self, offset: int, length: int) -> None:
@@ -237,7 +238,8 @@ class Exerciser:
         self._expect(0, self._target.backing.read_bytes(), "the backing file")
 
     def _open(self, direct: int) -> None:
-        os.close(self._fd)
+        fd, self._fd = self._fd, -1  # in case it cannot be opened again
+        os.close(fd)
         self._direct = bool(direct)
         self._fd = os.open(self._target.path, os.O_RDWR | (os.O_DIRECT if direct else 0))
 

@@ -100,10 +100,9 @@ def _shortest(lines: list[str], wrong: Callable[[list[str]], str]) -> list[str]:
 
 
 def _told(shortest: list[str], whole: int, again: Again) -> str:
-    outcomes = []
+    outcomes: list[str] = []
     with contextlib.suppress(OutOfTime):
-        for _ in range(CONFIRMATIONS):
-            outcomes.append(again(shortest, time.monotonic() + CONFIRMATION_S))
+        outcomes.extend(again(shortest, time.monotonic() + CONFIRMATION_S) for _ in range(CONFIRMATIONS))
     failures = [outcome for outcome in outcomes if outcome]
     listed = "\n".join(f"  {line}" for line in shortest)
     return (

@@ -94,8 +94,7 @@ def test_it_is_that_while_servers_are_killed(
     assert fs.info()["restarts"] == killer.kills
     with capsys.disabled():
         print(
-            f"\n{name}, {cache}: {which}, {killer.kills} kills, "
-            f"{time.monotonic() - start:.0f} s: no mismatch"
+            f"\n{name}, {cache}: {which}, {killer.kills} kills, {time.monotonic() - start:.0f} s: no mismatch"
         )
 
 
@@ -212,7 +211,7 @@ def test_a_failure_that_does_not_repeat_is_not_made_short(
 ) -> None:
     """One write is lost, and never another: that is said, and no list is invented."""
     honest = os.pwrite
-    lost = []
+    lost: list[int] = []
 
     def pwrite(fd: int, data: bytes, offset: int) -> int:
         if len(data) > 100_000 and not lost:
