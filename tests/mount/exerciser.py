@@ -65,7 +65,7 @@ def exercise(target: Target, seed: int, operations: int, *, kills: int = 0, pati
     """Do that many random operations, then compare the whole file from both sides, while who serves it is
     killed so often. Mismatch tells the seed, and a short list that fails as well if one is found in
     `patience_s`."""
-    every = operations // kills if kills else 0
+    every = max(1, operations // kills) if kills else 0
     workload = Workload(seed, direct=target.direct, kill_every=every)
     exerciser = Exerciser(target)
     try:
