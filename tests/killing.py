@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Event, Thread
+from threading import Event, Thread, Timer
 
 from mounting import MountedFs
 from waiting import wait_until
@@ -21,8 +21,37 @@ def kill(fs: MountedFs) -> None:
     """Kill the server; returns when another one has taken over."""
     before, taken = fs.server_pid, taken_over(fs)
     os.kill(before, signal.SIGKILL)
-    wait_until(lambda: taken_over(fs) > taken or fs.process.poll() is not None, TIMEOUT_S)
-    assert taken_over(fs) > taken, f"the mount ended with {fs.process.poll()}; log: {fs.log[-30:]}"
+    _wait_taken_over(fs, taken + 1)
+
+
+def _wait_taken_over(fs: MountedFs, times: int) -> None:
+    wait_until(lambda: taken_over(fs) >= times or fs.process.poll() is not None, TIMEOUT_S)
+    assert taken_over(fs) >= times, f"the mount ended with {fs.process.poll()}; log: {fs.log[-30:]}"
+
+
+class Killer:
+    """Kills the servers of a mount while its only caller is in the middle of something."""
+
+    def __init__(self, fs: MountedFs) -> None:
+        self._fs = fs
+        self._taken = taken_over(fs)
+        self._timer = Timer(0, lambda: None)
+        self._timer.start()
+        self.kills = 0
+
+    def __call__(self, after_s: float) -> None:
+        """The server, so many seconds from now; returns at once, or when the next one has taken over from the
+        one that was killed before."""
+        self.wait()
+        self._fs.allow(DIED)
+        self._timer = Timer(after_s, os.kill, (self._fs.server_pid, signal.SIGKILL))
+        self._timer.start()
+        self.kills += 1
+
+    def wait(self) -> None:
+        """Return when a server serves."""
+        self._timer.join()
+        _wait_taken_over(self._fs, self._taken + self.kills)
 
 
 def taken_over(fs: MountedFs) -> int:

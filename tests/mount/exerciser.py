@@ -2,217 +2,213 @@
 
 The idea is that of fsx: whatever the order of reads, writes, truncations, holes and re-opens, a file is its
 bytes. This one also keeps several requests in flight at once, on ranges that touch but do not overlap, so
-that neighbours share blocks and pages. All decisions come from one seed: the same seed does the same
-operations again. It knows nothing of aiofs; it works on any file system.
+that neighbours share blocks and pages; and it may kill who serves the file while they are. workload.py
+chooses what is done: the same seed does the same operations again. What fails is shortened (shrinking.py). It
+knows nothing of aiofs; it works on any file system.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import mmap
 import os
 import random
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from allocation import KEEP_SIZE, PUNCH, ZERO_RANGE, data_ranges, fallocate
+from allocation import KEEP_SIZE, data_ranges, fallocate
+from shrinking import OutOfTime, shrunk
+from workload import IN_FLIGHT, MAX_SIZE, Operation, Step, Workload, as_line, parse
 
-MAX_SIZE = 2 << 20
 REMEMBERED = 40
 """Operations that a failure tells about."""
-IN_FLIGHT = 8
 
 
 class Mismatch(AssertionError):
     """The file is not what was written to it."""
 
 
+def no_kill(after_s: float) -> None:
+    """Of a file that nobody serves."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A file to work on."""
+
+    path: Path
+    backing: Path
+    """The same file underneath, looked at after an fsync."""
+    direct: bool = True
+    """Every second open is one with O_DIRECT, which must take unaligned requests."""
+    kill: Callable[[float], None] = no_kill
+    """Kills who serves it, so many seconds from now; returns at once."""
+
+    @contextmanager
+    def another(self, number: int) -> Iterator[Target]:
+        """A new file beside it, served in the same way; removed at the end."""
+        name = f"{self.path.name}.again{number}"
+        made = replace(self, path=self.path.with_name(name), backing=self.backing.with_name(name))
+        try:
+            yield made
+        finally:
+            made.path.unlink(missing_ok=True)
+
+
+def exercise(target: Target, seed: int, operations: int, *, kills: int = 0, patience_s: float = 60) -> None:
+    """Do that many random operations, then compare the whole file from both sides, while who serves it is
+    killed so often. Mismatch tells the seed, and a short list that fails as well if one is found in
+    `patience_s`."""
+    every = max(1, operations // kills) if kills else 0
+    workload = Workload(seed, direct=target.direct, kill_every=every)
+    exerciser = Exerciser(target)
+    try:
+        exerciser.run(workload.next, operations)
+    except Mismatch as mismatch:
+        done = exerciser.done
+        last = "\n  ".join(
+            f"{line} (of {size} bytes)"
+            for line, size in zip(done[-REMEMBERED:], exerciser.sizes[-REMEMBERED:], strict=True)
+        )
+        raise Mismatch(
+            f"operation {len(done)} with seed {seed}: {mismatch}\n"
+            f"again: AIOFS_SEED={seed} pytest, and this test's name\n"
+            f"the last operations, the newest at the end:\n  {last}\n"
+            f"{shrunk(done, exerciser.sizes, Again(target), patience_s)}"
+        ) from mismatch
+
+
+def replay(target: Target, lines: list[str]) -> None:
+    """Do what the lines say, then compare; Mismatch. ValueError: a line that does not read."""
+    steps = iter([parse(line) for line in lines])
+    Exerciser(target).run(lambda _: next(steps), len(lines))
+
+
+class Again:
+    """Does lists of operations on one new file after another."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._numbers = itertools.count()
+
+    def __call__(self, lines: list[str], deadline: float) -> str:
+        """What is wrong after them; empty if nothing is. OutOfTime at the `deadline` of time.monotonic()."""
+        steps = iter([parse(line) for line in lines])
+
+        def choose(_: int) -> Step:
+            if time.monotonic() > deadline:
+                raise OutOfTime
+            return next(steps)
+
+        try:
+            with self._target.another(next(self._numbers)) as target:
+                Exerciser(target).run(choose, len(lines))
+        except (OSError, Mismatch) as error:
+            return str(error)
+        return ""
+
+
 class Exerciser:
     """One file, the bytes it must have, and the operations on it."""
 
-    def __init__(self, path: Path, backing: Path, seed: int, *, direct: bool = True) -> None:
-        """`path` is worked on; `backing` is the same file underneath, looked at after an fsync. With
-        `direct` every second open is one with O_DIRECT, which must take unaligned requests."""
-        self._path = path
-        self._backing = backing
-        self._seed = seed
-        self._random = random.Random(seed)
+    def __init__(self, target: Target) -> None:
+        self.done: list[str] = []
+        """The operations so far, the one that failed at the end; as text, for there may be a million."""
+        self.sizes = array("q")
+        """Of the file before each of them."""
+        self._target = target
         self._model = bytearray()
-        self._log: deque[str] = deque(maxlen=REMEMBERED)
-        self._count = 0
-        self._may_be_direct = direct
         self._direct = False
         self._refused: set[int] = set()
         self._pool = ThreadPoolExecutor(IN_FLIGHT)
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        self._fd = os.open(target.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
 
-    _OPERATIONS = (
-        ("read", 30),
-        ("write", 30),
-        ("burst", 14),
-        ("mapped_read", 6),
-        ("mapped_write", 4),
-        ("truncate", 4),
-        ("append", 3),
-        ("punch", 4),
-        ("zero", 3),
-        ("allocate", 2),
-        ("seek", 3),
-        ("fsync", 2),
-        ("reopen", 5),
-    )
-
-    def run(self, operations: int) -> None:
-        """Do that many operations, then compare the whole file from both sides. Mismatch tells the seed."""
-        names, weights = zip(*self._OPERATIONS, strict=True)
+    def run(self, choose: Callable[[int], Step], operations: int) -> None:
+        """Do so many steps that `choose` gives for the file's size, then compare the whole file from both
+        sides. Mismatch."""
         try:
-            for name in self._random.choices(names, weights, k=operations):
-                self._count += 1
-                getattr(self, f"_{name}")()
+            for _ in range(operations):
+                self._do(choose(len(self._model)))
                 self._check_size()
-            self._reopen()
+            self._open(int(self._target.direct and not self._direct))
             self._expect(0, os.pread(self._fd, MAX_SIZE + 1, 0), "the whole file")
-            os.fsync(self._fd)
-            self._check_backing()
+            self._compare()
         except (OSError, AssertionError) as error:
-            raise Mismatch(self._story(error)) from error
+            raise Mismatch(str(error)) from error
         finally:
             self._pool.shutdown()
-            os.close(self._fd)
+            if self._fd >= 0:
+                os.close(self._fd)
 
-    def _story(self, error: Exception) -> str:
-        operations = "\n  ".join(self._log)
-        return (
-            f"operation {self._count} with seed {self._seed}: {error}\n"
-            f"again: AIOFS_SEED={self._seed} pytest, and this test's name\n"
-            f"the last operations, the newest at the end:\n  {operations}"
-        )
-
-    def _note(self, text: str) -> None:
-        self._log.append(f"{self._count} {'direct' if self._direct else 'buffered'} {text}")
-
-    # -- what to do where --
-
-    def _length(self) -> int:
-        """1 byte to 1 MiB, as many small as large ones, often whole sectors or pages."""
-        length = int(2 ** self._random.uniform(0, 18 if self._random.random() < 0.97 else 20.5))
-        unit = self._random.choice((1, 1, 512, 4096))
-        return max(1, length // unit * unit)
-
-    def _range(self, end: int) -> tuple[int, int]:
-        """An offset below `end`, and a length that may cross `end`."""
-        unit = self._random.choice((1, 1, 512, 4096))
-        offset = self._random.randrange(max(1, end)) // unit * unit
-        if self._random.random() < 0.1:
-            offset = max(0, end - self._random.randrange(1, 5000))
-        return offset, self._length()
-
-    def _bytes(self, length: int) -> bytes:
-        return self._random.randbytes(length)
+    def _do(self, step: Step) -> None:
+        self.done.append(as_line(step))
+        self.sizes.append(len(self._model))
+        if len(step) > 1:
+            self._together(step)
+            return
+        [operation] = step
+        getattr(self, f"_{operation.name}")(*operation.numbers)
 
     # -- the operations --
 
-    def _read(self) -> None:
-        offset, length = self._range(len(self._model) + 5000)
-        self._note(f"read {offset} +{length} of {len(self._model)}")
+    def _read(self, offset: int, length: int) -> None:
         self._expect(offset, os.pread(self._fd, length, offset), "read", length)
 
-    def _write(self) -> None:
-        offset, length = self._range(min(MAX_SIZE - 1, len(self._model) + 5000))
-        length = min(length, MAX_SIZE - offset)
-        self._note(f"write {offset} +{length} of {len(self._model)}")
-        self._put(offset, self._bytes(length))
-
-    def _append(self) -> None:
-        length = min(self._length(), MAX_SIZE - len(self._model))
-        self._note(f"append {len(self._model)} +{length}")
-        self._put(len(self._model), self._bytes(length))
-
-    def _put(self, offset: int, data: bytes) -> None:
+    def _write(self, offset: int, length: int, seed: int) -> None:
+        data = content(seed, length)
         written = os.pwrite(self._fd, data, offset)
         assert written == len(data), f"{written} of {len(data)} bytes written"
         self._remember(offset, data)
 
-    def _burst(self) -> None:
-        """Reads and writes at once, on ranges that touch end to end: neighbours in a block, mergeable."""
-        offset, _ = self._range(len(self._model) or 1)
-        work = []
-        self._note(f"burst of {len(self._model)}")
-        small = self._random.random() < 0.7
-        for _ in range(self._random.randint(2, IN_FLIGHT)):
-            length = self._random.randint(1, 6000) if small else self._length()
-            length = min(length, MAX_SIZE - offset)
-            if length:
-                write = self._random.random() < 0.6
-                self._note(f"  {'write' if write else 'read'} {offset} +{length}")
-                work.append((offset, length, self._bytes(length) if write else None))
-            offset += length
-        self._random.shuffle(work)
+    def _together(self, step: Step) -> None:
         size = len(self._model)
-        futures = [
-            self._pool.submit(os.pread, self._fd, length, start)
-            if data is None
-            else self._pool.submit(os.pwrite, self._fd, data, start)
-            for start, length, data in work
-        ]
-        for (start, length, data), future in zip(work, futures, strict=True):
+        work = [(operation, self._start(operation)) for operation in step]
+        for operation, future in work:
             result = future.result()
-            if data is not None:
+            offset, length = operation.numbers[:2]
+            if operation.name == "write":
                 assert result == length, f"{result!r} of {length} bytes written"
-                self._remember(start, data)
-            elif start + length <= size:  # what is read beyond depends on which write came first
+                self._remember(offset, content(operation.numbers[2], length))
+            elif offset + length <= size:  # what is read beyond depends on which write came first
                 assert isinstance(result, bytes)
-                self._expect(start, result, "read in a burst", length)
+                self._expect(offset, result, "read in a burst", length)
 
-    def _mapped_read(self) -> None:
+    def _start(self, operation: Operation) -> Future[int] | Future[bytes]:
+        offset, length = operation.numbers[:2]
+        if operation.name == "write":
+            return self._pool.submit(os.pwrite, self._fd, content(operation.numbers[2], length), offset)
+        return self._pool.submit(os.pread, self._fd, length, offset)
+
+    def _mapped_read(self, offset: int, length: int) -> None:
         if not self._model:
             return
-        offset, length = self._range(len(self._model))
-        self._note(f"mapped read {offset} +{length} of {len(self._model)}")
         # FUSE has no shared mapping of files open for direct I/O; a private one it always has.
         flags = mmap.MAP_PRIVATE if self._direct else mmap.MAP_SHARED
         with mmap.mmap(self._fd, len(self._model), flags=flags, prot=mmap.PROT_READ) as view:
             self._expect(offset, view[offset : offset + length], "mapped read", length)
 
-    def _mapped_write(self) -> None:
-        if self._direct or not self._model:
+    def _mapped_write(self, offset: int, length: int, seed: int) -> None:
+        if self._direct or offset >= len(self._model):
             return
-        offset, length = self._range(len(self._model))
-        data = self._bytes(min(length, len(self._model) - offset))
-        self._note(f"mapped write {offset} +{len(data)} of {len(self._model)}")
+        data = content(seed, min(length, len(self._model) - offset))
         with mmap.mmap(self._fd, len(self._model)) as view:
             view[offset : offset + len(data)] = data
             view.flush()
         self._remember(offset, data)
 
-    def _truncate(self) -> None:
-        size = self._random.randrange(MAX_SIZE)
-        size = size if self._random.random() < 0.6 else size // 512 * 512
-        if self._random.random() < 0.3:
-            size = min(MAX_SIZE, max(0, len(self._model) + self._random.randint(-5000, 5000)))
-        self._note(f"truncate {len(self._model)} to {size}")
+    def _truncate(self, size: int) -> None:
         os.ftruncate(self._fd, size)
         del self._model[size:]
         self._model.extend(bytes(size - len(self._model)))
 
-    def _punch(self) -> None:
-        offset, length = self._range(len(self._model) + 5000)
-        self._fallocate(PUNCH, offset, length)
-
-    def _zero(self) -> None:
-        self._fallocate(ZERO_RANGE | self._random.choice((0, KEEP_SIZE)), *self._range_to_grow())
-
-    def _allocate(self) -> None:
-        self._fallocate(self._random.choice((0, KEEP_SIZE)), *self._range_to_grow())
-
-    def _range_to_grow(self) -> tuple[int, int]:
-        offset, length = self._range(min(MAX_SIZE - 1, len(self._model) + 5000))
-        return offset, min(length, MAX_SIZE - offset)
-
     def _fallocate(self, mode: int, offset: int, length: int) -> None:
         """What the file system does not know must change nothing; and not be known later, either."""
-        self._note(f"fallocate mode {mode} {offset} +{length} of {len(self._model)}")
         try:
             fallocate(self._fd, mode, offset, length)
         except OSError as error:
@@ -228,7 +224,6 @@ class Exerciser:
             self._model.extend(bytes(max(0, offset + length - len(self._model))))
 
     def _seek(self) -> None:
-        self._note(f"seek data and holes of {len(self._model)}")
         end = 0
         for start, stop in [*data_ranges(self._fd), (len(self._model), 0)]:
             lost = any(self._model[end:start])
@@ -236,16 +231,20 @@ class Exerciser:
             end = stop
 
     def _fsync(self) -> None:
-        self._note("fsync")
         os.fsync(self._fd)
-        if self._random.random() < 0.2:
-            self._check_backing()
 
-    def _reopen(self) -> None:
-        os.close(self._fd)
-        self._direct = self._may_be_direct and not self._direct
-        self._note("open")
-        self._fd = os.open(self._path, os.O_RDWR | (os.O_DIRECT if self._direct else 0))
+    def _compare(self) -> None:
+        os.fsync(self._fd)
+        self._expect(0, self._target.backing.read_bytes(), "the backing file")
+
+    def _open(self, direct: int) -> None:
+        fd, self._fd = self._fd, -1  # in case it cannot be opened again
+        os.close(fd)
+        self._direct = bool(direct)
+        self._fd = os.open(self._target.path, os.O_RDWR | (os.O_DIRECT if direct else 0))
+
+    def _kill(self, after_us: int) -> None:
+        self._target.kill(after_us / 1e6)
 
     # -- what must be true --
 
@@ -256,10 +255,6 @@ class Exerciser:
     def _check_size(self) -> None:
         size = os.fstat(self._fd).st_size
         assert size == len(self._model), f"st_size is {size}, not {len(self._model)}"
-
-    def _check_backing(self) -> None:
-        self._note("compare the backing file")
-        self._expect(0, self._backing.read_bytes(), "the backing file")
 
     def _expect(self, offset: int, got: bytes, what: str, length: int | None = None) -> None:
         want = self._model[offset:] if length is None else self._model[offset : offset + length]
@@ -272,3 +267,8 @@ class Exerciser:
             f"{what} at {offset} +{len(want)}: {len(wrong)} bytes differ, "
             f"the first at {offset + wrong[0]}, the last at {offset + wrong[-1]} ({zeros})"
         )
+
+
+def content(seed: int, length: int) -> bytes:
+    """The bytes that a write of this seed writes."""
+    return random.Random(seed).randbytes(length)
