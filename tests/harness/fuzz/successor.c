@@ -1,9 +1,9 @@
-/* successor.c -- fuzz target: a plane that takes over from one that has died, with what the ledger had for it:
- * the kernel's INIT, how far requests had got, and an image's counters with the errno of a failed fsync.
+/* successor.c -- fuzz target: a plane that takes over from one that has died, with what the ledger had for
+ * it: the kernel's INIT, how far requests had got, and an image's counters with the errno of a failed fsync.
  *
- * An input is: the size of the INIT (two bytes), one byte of flags, the errno, progress, the head of the counters,
- * the INIT, and then the answer of the control plane to it. What a successor counts goes on from what it was given,
- * and it reads nothing of the kernel before it is told to.
+ * An input is: the size of the INIT (two bytes), one byte of flags, the errno, progress, the head of the
+ * counters, the INIT, and then the answer of the control plane to it. What a successor counts goes on from
+ * what it was given, and it reads nothing of the kernel before it is told to.
  */
 #include "dataplane.c"
 
@@ -24,9 +24,10 @@ static aiofs_image_counters counters;
 
 static void register_image(int fd, int error)
 {
-    aiofs_command command = {
-        .verb = AIOFS_REGISTER, .id = 1, .node = NODE, .block_size = 1, .tail_fd = -1, .fd = fd, .error = error};
+    aiofs_command command = {.verb = AIOFS_REGISTER, .id = 1, .node = NODE, .block_size = 1, .tail_fd = -1};
 
+    command.fd = fd;
+    command.error = error;
     command.counters = &counters;
     command.driver = aiofs_driver_index("sync");
     send_to(2, &command, sizeof command);
@@ -43,7 +44,8 @@ static void ask(uint32_t opcode, const void *body, size_t size)
     send_to(0, bytes, header.len);
 }
 
-/* The control plane's answer to what it was sent: the replayed INIT, which has a number of the loop's, or else. */
+/* The control plane's answer to what it was sent: the replayed INIT, which has a number of the loop's, or
+ * something else. */
 static void answer(const uint8_t *data, size_t size, int error)
 {
     struct fuse_in_header asked;

@@ -1,5 +1,5 @@
-/* turns.h -- for fuzz targets of a whole plane: one between three socket pairs, whose loop takes its turns when
- * the target says so. Included behind dataplane.c, whose static functions it calls.
+/* turns.h -- for fuzz targets of a whole plane: one between three socket pairs, whose loop takes its turns
+ * when the target says so. Included behind dataplane.c, whose static functions it calls.
  */
 #ifndef HARNESS_TURNS_H
 #define HARNESS_TURNS_H
