@@ -19,6 +19,7 @@ import stat
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import chain, pairwise
 
 from .dataplane import system
 from .dataplane.system import FileStat
@@ -146,8 +147,11 @@ class NodeTable:
             raise LedgerUnusable("the memory of the mount is damaged: two nodes share their count of lookups")
         if any(node.lookups > _MAX_LOOKUPS for node in self._nodes.values()):
             raise LedgerUnusable("the memory of the mount is damaged: a node has too many lookups")
-        self._next_slot = max(used) + 1
-        self._free_slots = [slot for slot in range(1, self._next_slot) if slot not in used]
+        # Made one by one: a few nodes that are left of millions may be in slots far apart.
+        between = pairwise([*sorted(used), MAX_NODES])
+        self._unused_slots = chain.from_iterable(range(low + 1, high) for low, high in between)
+        self._free_slots: list[int] = []
+        """Those given back since."""
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -195,12 +199,10 @@ class NodeTable:
         self._ledger.put(Kind.NODE, node.ino, _pack(node))
 
     def _new_slot(self) -> int:
-        if self._free_slots:
-            return self._free_slots.pop()
-        self._next_slot += 1
-        if self._next_slot > MAX_NODES:
+        slot = self._free_slots.pop() if self._free_slots else next(self._unused_slots, None)
+        if slot is None:
             raise OSError(errno.ENOMEM, f"more than {MAX_NODES} files are known")
-        return self._next_slot - 1
+        return slot
 
     def looked_up(self, node: Node) -> None:
         """The kernel is told of the node, and holds one lookup more of it with that."""

@@ -10,6 +10,7 @@ import mmap
 import os
 import struct
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,22 @@ def test_nodes_with_one_count_of_lookups_are_refused(images: Path) -> None:
         ledger.put(Kind.NODE, ino, struct.pack("<QI?", 0, 1, True))
     with pytest.raises(LedgerUnusable, match="two nodes"):
         make_table(images, FakePlane(), ledger=ledger)
+
+
+def test_a_node_far_behind_the_others_costs_nothing(images: Path) -> None:
+    """The only ones left of millions: what is free between them takes no memory, and is used again."""
+    (images / "b.img").touch()
+    ledger = make_ledger()
+    for ino, slot in ((2**63, 2), (2**63 + 1, layout.MAX_NODES - 1)):
+        ledger.put(Kind.NODE, ino, struct.pack("<QI?", 0, slot, True))
+    tracemalloc.start()
+    try:
+        table = make_table(images, FakePlane(), ledger=ledger)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert [node_of(table, name).slot for name in (b"a.img", b"b.img")] == [1, 3]
+    table.source.close()
 
 
 def test_images_with_the_same_counters_are_refused(images: Path) -> None:
