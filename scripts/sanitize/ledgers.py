@@ -14,12 +14,13 @@ import logging
 import os
 import pickle
 import random
+import re
 import struct
 import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,14 +33,14 @@ from aiofs import ledger as layout
 from aiofs.changes import Changes
 from aiofs.choice import Drivers
 from aiofs.config import CacheMode
-from aiofs.dataplane import COUNTERS_SIZE, ImageSpec
+from aiofs.dataplane import COUNTERS_SIZE, ImageSpec, system
 from aiofs.errors import AiofsError
 from aiofs.evidence import Machine
 from aiofs.exchange import keep_exchange, kept_exchange
 from aiofs.images import ImageTable
 from aiofs.ledger import Kind, Ledger, LedgerUnusable
 from aiofs.locks import Holder
-from aiofs.nodes import ROOT
+from aiofs.nodes import ROOT, generation_of
 from aiofs.source import Source
 
 SLOTS = 8
@@ -53,6 +54,10 @@ _EXTREMES = (
     *((1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32, (1 << 63) - 1, 1 << 63, (1 << 64) - 1),
 )
 _WIDTHS = {1: "<B", 2: "<H", 4: "<I", 8: "<Q"}
+
+
+_File = tuple[int, int]
+"""What a ledger knows a file by: inode number and generation."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,22 @@ class MemoryFile:
             os.pwrite(ledger.fd, counted, ledger.counters_place(slot)[1])
         return ledger.fd
 
+    def moved(self, old: Iterable[_File], new: Iterable[_File]) -> MemoryFile:
+        """With each of the `new` files in the place of the `old` one; damaged records stay as they are."""
+        numbers: dict[bytes, bytes] = {}
+        for before, after in zip(old, new, strict=True):
+            # Records have the two side by side. Files made at once share their time of birth: never it alone.
+            numbers[struct.pack("<QQ", *before)] = struct.pack("<QQ", *after)
+            numbers[struct.pack("<Q", before[0])] = struct.pack("<Q", after[0])
+        any_of_them = re.compile(b"|".join(map(re.escape, sorted(numbers, key=len, reverse=True))))
+
+        def record(data: bytes) -> bytes:
+            if data != framed(data[8:]):
+                return data
+            return framed(any_of_them.sub(lambda found: numbers[found[0]], data[8:]))
+
+        return replace(self, records=tuple(map(record, self.records)))
+
 
 def framed(body: bytes) -> bytes:
     """A record whose checksum is right."""
@@ -125,6 +146,15 @@ class _NoPlane:
     async def open_driver(self, driver: str) -> None: ...
 
 
+def _known_by(path: Path) -> _File:
+    fd = os.open(path, os.O_PATH)
+    try:
+        st = system.stat(fd)
+        return st.ino, generation_of(st)
+    finally:
+        os.close(fd)
+
+
 async def _nobody(_: int) -> list[Holder]:
     return []
 
@@ -134,8 +164,10 @@ class Server:
 
     def __init__(self, tree: Path) -> None:
         (tree / "d/e").mkdir(parents=True)
-        for name in ("a.img", "b.img", "d/c.img", "d/e/d.img"):
+        images = ("a.img", "b.img", "d/c.img", "d/e/d.img")
+        for name in images:
             (tree / name).write_bytes(bytes(8192))
+        self.files = tuple(_known_by(tree / name) for name in ("d", "d/e", *images))
         self._tree = tree
         self._machine = Machine.look()
 
@@ -391,8 +423,9 @@ def fuzz(seconds: float, seed: int, kept: Path) -> Found:
             except Exception as error:
                 kept.mkdir(parents=True, exist_ok=True)
                 found.problem = f"{type(error).__name__}: {error}"
-                found.input = kept / f"ledger-{zlib.crc32(pickle.dumps(file)):08x}"
-                found.input.write_bytes(pickle.dumps(file))
+                data = pickle.dumps((file, server.files))
+                found.input = kept / f"ledger-{zlib.crc32(data):08x}"
+                found.input.write_bytes(data)
                 return found
             found.runs += 1
             if not lines <= found.lines:
@@ -404,8 +437,7 @@ def fuzz(seconds: float, seed: int, kept: Path) -> Found:
 
 def replay(path: Path) -> bool:
     """Load an input again; False: it was refused. Raises what it raised."""
-    file = pickle.loads(path.read_bytes())
+    file, files = pickle.loads(path.read_bytes())
     with tempfile.TemporaryDirectory(prefix="aiofs-ledgers-") as tree:
         server = Server(Path(tree))
-        list(server.seeds())  # names are known by inode numbers: of this tree, and perhaps others than then
-        return server.load(file)
+        return server.load(file.moved(files, server.files))

@@ -24,6 +24,7 @@ from aiofs import ledger as layout
 from aiofs.changes import Changes
 from aiofs.dataplane import COUNTERS_SIZE
 from aiofs.exchange import kept_exchange
+from aiofs.images import ImageTable
 from aiofs.ledger import Kind, Ledger, LedgerUnusable
 from aiofs.nodes import ROOT
 
@@ -40,6 +41,21 @@ def test_a_changed_ledger_is_refused_or_makes_sense(tmp_path: Path) -> None:
     found = ledgers.fuzz(SECONDS, SEED, tmp_path)
     assert found.problem == "", f"seed {SEED}, input {found.input}"
     assert 0 < found.refused < found.runs
+
+
+def test_what_was_found_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the files of the next tree have other inode numbers: else its images would not be opened."""
+
+    def check(table: ImageTable, _: Changes) -> None:
+        if table._images:
+            raise RuntimeError("an image is open")
+
+    monkeypatch.setattr(ledgers, "_check", check)
+    found = ledgers.fuzz(SECONDS, SEED, tmp_path)
+    assert found.problem == "RuntimeError: an image is open"
+    assert found.input
+    with pytest.raises(RuntimeError, match="an image is open"):
+        ledgers.replay(found.input)
 
 
 # -- a kill in the middle --
