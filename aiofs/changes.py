@@ -24,6 +24,10 @@ _PID_RESENT = 1 << 30
 """Set in the pid of a request that is sent again (protocol.h)."""
 
 
+_SHAPES = {"make": (1, 0), "remove": (1, 1), "rename": (2, 2)}
+"""By operation: how many names a change has, and how many files."""
+
+
 class Changes:
     """The changes of names that were begun lately, by this server and the one before it."""
 
@@ -31,9 +35,8 @@ class Changes:
         self._ledger = ledger
         self._next = 0
         self._before: dict[str, list[int]] = {}
-        for number, record in ledger.records(Kind.CHANGE):
-            what, inos = json.loads(record)
-            self._before[json.dumps(what)] = inos
+        for number, what, inos in ledger.restored(Kind.CHANGE, _unpack):
+            self._before[what] = inos
             self._next = number + 1
 
     def begin(self, operation: str, names: Sequence[tuple[int, bytes]], *inos: int) -> None:
@@ -54,3 +57,18 @@ class Changes:
 
 def _what(operation: str, names: Sequence[tuple[int, bytes]]) -> list[object]:
     return [operation, *([parent, name.decode("latin-1")] for parent, name in names)]
+
+
+def _unpack(number: int, record: bytes) -> tuple[int, str, list[int]]:
+    """Number, what was begun, and the files' node ids. ValueError: it is no such record."""
+    try:
+        what, inos = json.loads(record)
+        operation, *names = what
+        good = _SHAPES.get(operation) == (len(names), len(inos))
+        good &= all(isinstance(parent, int) and isinstance(name, str) for parent, name in names)
+        good &= all(isinstance(ino, int) and 0 <= ino < 1 << 64 for ino in inos)
+    except (TypeError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+    if not good:
+        raise ValueError("it is no change of names")
+    return number, json.dumps(what), list(inos)

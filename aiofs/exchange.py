@@ -15,11 +15,31 @@ def keep_exchange(ledger: Ledger, exchange: tuple[bytes, bytes]) -> None:
 
 
 def kept_exchange(ledger: Ledger) -> tuple[bytes, bytes]:
-    """The kernel's INIT and the answer it got. AiofsError: the mount never was ready."""
-    for _, record in ledger.records(Kind.INIT):
-        (length,) = struct.unpack_from("<I", record)
-        return record[4 : 4 + length], record[4 + length :]
+    """The kernel's INIT and the answer it got.
+
+    AiofsError: the mount never was ready. LedgerUnusable.
+    """
+    for exchange in ledger.restored(Kind.INIT, _unpack):
+        return exchange
     raise AiofsError("the first server died before the mount was ready")
+
+
+_INIT = 26
+_IN_HEADER = struct.Struct("<II 32x")
+"""Of fuse_in_header: len, opcode."""
+_OUT_HEADER = struct.Struct("<Ii 8x")
+"""Of fuse_out_header: len, error."""
+
+
+def _unpack(_: int, record: bytes) -> tuple[bytes, bytes]:
+    (length,) = struct.unpack_from("<I", record)
+    request, reply = record[4 : 4 + length], record[4 + length :]
+    if _IN_HEADER.unpack_from(request) != (len(request), _INIT):
+        raise ValueError("it is not the kernel's INIT")
+    if _OUT_HEADER.unpack_from(reply) != (len(reply), 0):
+        raise ValueError("it is no answer to INIT")
+    negotiated(reply)
+    return request, reply
 
 
 _INIT_OUT = struct.Struct("<16x 4I 2H 2I 2H I")

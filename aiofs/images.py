@@ -30,13 +30,17 @@ from .config import CacheMode
 from .dataplane import ImageCounters, ImageSpec, system
 from .dataplane.system import FileStat
 from .ledger import Kind as LedgerKind
-from .ledger import Ledger
+from .ledger import Ledger, LedgerUnusable
 from .nodes import Node, NodeTable
 from .pagecache import Stamps
 from .source import Kind, Source
 from .tallies import Tallies
 
 log = logging.getLogger(__name__)
+
+
+_MAX_ERRNO = 4095
+"""The kernel's MAX_ERRNO."""
 
 
 class Plane(Protocol):
@@ -126,15 +130,17 @@ class ImageTable:
         self._turns: dict[int, _Turn] = {}
         self._stamps = Stamps()
         self._ledger = ledger
-        self._failed = {
-            os.fsdecode(record[_FAILURE.size :]): _FAILURE.unpack_from(record)[0]
-            for _, record in ledger.records(LedgerKind.FAILURE)
-        }
+        self._failed = dict(ledger.restored(LedgerKind.FAILURE, _unpack_failure))
         """By name: the errno of an fsync that failed, of images that are closed."""
-        self._left = {ino: _RECORD.unpack(record) for ino, record in ledger.records(LedgerKind.IMAGE)}
+        self._left = dict(ledger.restored(LedgerKind.IMAGE, self._unpack))
         """Open images of a server before this one, until `restore`."""
         self._tallies = Tallies(ledger, in_use=(slot for _, slot, _ in self._left.values()))
         self._opener = Opener(self.nodes, cache, read_only, said, locked_by)
+
+    def _unpack(self, ino: int, record: bytes) -> tuple[int, tuple[int, int, bool]]:
+        generation, slot, write = _RECORD.unpack(record)
+        self._ledger.counters_place(slot)  # there is one; not looked at before the server before has ended
+        return ino, (generation, slot, write)
 
     # -- opening and closing --
 
@@ -259,11 +265,16 @@ class ImageTable:
     async def restore(self) -> None:
         """Open and register what was open when the server before this one died, its own I/O having ended.
 
-        An image that cannot be opened any more is logged; who has it open gets errors.
+        An image that cannot be opened any more is logged; who has it open gets errors. LedgerUnusable.
         """
         left, self._left = self._left, {}
-        for ino, (generation, slot, write) in left.items():
-            counters = self._tallies.in_slot(slot)
+        counted = {ino: self._tallies.in_slot(slot) for ino, (_, slot, _) in left.items()}
+        for ino, counters in counted.items():  # of all, before anything is done
+            if not 0 <= counters.sticky_error <= _MAX_ERRNO:
+                about = f"fsync of node {ino} failed with errno {counters.sticky_error}"
+                raise LedgerUnusable(f"the memory of the mount is damaged: {about}")
+        for ino, (generation, _, write) in left.items():
+            counters = counted[ino]
             node = self.nodes.find(ino)
             if node is None or node.generation != generation or not counters.memory.opens:
                 # Opened, or closed, by the one before, which did not get to tell the kernel.
@@ -420,3 +431,11 @@ class ImageTable:
                 failed[image.name] = image.counters.sticky_error
             image.close()
         return [OSError(error, os.strerror(error), name) for name, error in failed.items()]
+
+
+def _unpack_failure(_: int, record: bytes) -> tuple[str, int]:
+    """Name and errno. ValueError, struct.error: it is no such record."""
+    (error,) = _FAILURE.unpack_from(record)
+    if not 0 < error <= _MAX_ERRNO:
+        raise ValueError(f"there is no errno {error}")
+    return os.fsdecode(record[_FAILURE.size :]), error

@@ -24,11 +24,14 @@ import mmap
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from .errors import AiofsError
 
 log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 FORMAT = 1
 """Goes up with every change of this layout or of what the records hold."""
@@ -139,6 +142,20 @@ class Ledger:
             if found == kind:
                 yield number, bytes(body[_BODY.size :])
 
+    def restored(self, kind: Kind, unpack: Callable[[int, bytes], _T]) -> Iterator[_T]:
+        """What `unpack` makes of each live record of a kind, in the order in which they were put.
+
+        `unpack` gets number and payload, and raises ValueError or struct.error where they make no sense: a
+        checksum tells that a record is the one that was written, not that it was right. LedgerUnusable.
+        """
+        for number, payload in self.records(kind):
+            try:
+                made = unpack(number, payload)
+            except (ValueError, struct.error) as error:
+                about = f"its record {kind.name} {number}"
+                raise LedgerUnusable(f"the memory of the mount is damaged: {about}: {error}") from error
+            yield made
+
     def _append(self, body: bytes) -> None:
         record = _FRAME.pack(len(body), zlib.crc32(body)) + body
         length = self._words[_LENGTHS + self._words[_ACTIVE]]
@@ -199,7 +216,12 @@ class Ledger:
     # Not as memoryviews: cffi's reference to one may outlive it when both are garbage of one cycle.
 
     def counters_place(self, slot: int) -> tuple[mmap.mmap, int]:
-        """Where one image's counters are, as memory and offset. `slot`: 0 .. MAX_COUNTERS - 1."""
+        """Where one image's counters are, as memory and offset.
+
+        `slot`: 0 .. MAX_COUNTERS - 1; ValueError for others, because the data plane writes there unasked.
+        """
+        if not 0 <= slot < MAX_COUNTERS:
+            raise ValueError(f"there are no counters {slot}, only {MAX_COUNTERS}")
         return self._map, _COUNTERS_AT + slot * self._stride
 
     def progress_place(self) -> tuple[mmap.mmap, int]:

@@ -19,10 +19,11 @@ import stat
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import chain, pairwise
 
 from .dataplane import system
 from .dataplane.system import FileStat
-from .ledger import MAX_NODES, Kind, Ledger
+from .ledger import MAX_NODES, Kind, Ledger, LedgerUnusable
 from .source import Kind as SourceKind
 from .source import Source
 
@@ -34,6 +35,9 @@ FIRST_VIRTUAL = 2**64 - 2**32
 
 DELETED = "(deleted)"
 """What an image is called that was removed while it was open."""
+
+_MAX_LOOKUPS = 1 << 63
+"""More than a kernel can make in a lifetime; leaves room to count on from."""
 
 _MAX_LINKS = 64
 """Names kept of one file; more hard links than that are served too, through the names kept."""
@@ -95,13 +99,19 @@ def _pack(node: Node) -> bytes:
 
 
 def _unpack(ino: int, record: bytes) -> Node:
+    """The node of such a record. ValueError, struct.error: there can be none."""
     generation, slot, is_dir = _RECORD.unpack_from(record)
+    if not ROOT < ino < FIRST_VIRTUAL or not 0 < slot < MAX_NODES:
+        raise ValueError(f"no node has this id, or the slot {slot}")
     names = []
     at = _RECORD.size
     while at < len(record):
         parent, length = _NAME.unpack_from(record, at)
         at += _NAME.size + length
-        names.append((parent, record[at - length : at]))
+        name = record[at - length : at]
+        if at > len(record) or name in (b"", b".", b"..") or b"/" in name or b"\0" in name:
+            raise ValueError(f"{os.fsdecode(name)!r} is no name of a file")
+        names.append((parent, name))
     parent, name = names[0] if names else (ROOT, b"")
     node = Node(ino, generation, parent, name, is_dir, slot)
     node.others = names[1:] or None
@@ -120,6 +130,7 @@ class NodeTable:
         """With the nodes that the ledger has from a server before this one.
 
         `orphans`: descriptors (O_PATH) of files without a name, by node id; they become this table's.
+        LedgerUnusable.
         """
         self.source = source
         self.orphans = dict(orphans)
@@ -128,12 +139,19 @@ class NodeTable:
         root.lookups = 1  # the kernel never forgets the root
         self._nodes: dict[int, Node] = {ROOT: root}
         self._refused: set[int] = set()
-        for ino, record in ledger.records(Kind.NODE):
-            node = self._nodes[ino] = _unpack(ino, record)
+        for node in ledger.restored(Kind.NODE, _unpack):
             node.lookups = ledger.lookups[node.slot]
+            self._nodes[node.ino] = node
         used = {node.slot for node in self._nodes.values()}
-        self._next_slot = max(used) + 1
-        self._free_slots = [slot for slot in range(1, self._next_slot) if slot not in used]
+        if len(used) < len(self._nodes):
+            raise LedgerUnusable("the memory of the mount is damaged: two nodes share their count of lookups")
+        if any(node.lookups > _MAX_LOOKUPS for node in self._nodes.values()):
+            raise LedgerUnusable("the memory of the mount is damaged: a node has too many lookups")
+        # Made one by one: a few nodes that are left of millions may be in slots far apart.
+        between = pairwise([*sorted(used), MAX_NODES])
+        self._unused_slots = chain.from_iterable(range(low + 1, high) for low, high in between)
+        self._free_slots: list[int] = []
+        """Those given back since."""
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -181,12 +199,10 @@ class NodeTable:
         self._ledger.put(Kind.NODE, node.ino, _pack(node))
 
     def _new_slot(self) -> int:
-        if self._free_slots:
-            return self._free_slots.pop()
-        self._next_slot += 1
-        if self._next_slot > MAX_NODES:
+        slot = self._free_slots.pop() if self._free_slots else next(self._unused_slots, None)
+        if slot is None:
             raise OSError(errno.ENOMEM, f"more than {MAX_NODES} files are known")
-        return self._next_slot - 1
+        return slot
 
     def looked_up(self, node: Node) -> None:
         """The kernel is told of the node, and holds one lookup more of it with that."""
@@ -234,12 +250,17 @@ class NodeTable:
     # -- from nodes to files --
 
     def path_of(self, parent: int, name: bytes) -> bytes:
-        """The path of a name beneath the root. ESTALE when a directory on the way is not known."""
+        """The path of a name beneath the root. ESTALE when a directory on the way is not known.
+
+        Directories that others moved between two looks may be known as each other's parents: ESTALE, too.
+        """
         parts = [name]
         while parent != ROOT:
             node = self.get(parent)
             if not node.name:
                 raise OSError(errno.ESTALE, "a directory on the path has been removed", os.fsdecode(name))
+            if len(parts) > len(self._nodes):
+                raise OSError(errno.ESTALE, "a directory on the path has been moved", os.fsdecode(name))
             parts.append(node.name)
             parent = node.parent
         return b"/".join(reversed(parts))

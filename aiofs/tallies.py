@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from .dataplane import ImageCounters
-from .ledger import Kind, Ledger
+from .ledger import Kind, Ledger, LedgerUnusable
 from .nodes import Node
 
 _MAX_CLOSED = 1024
@@ -44,22 +44,27 @@ class Tallies:
     def __init__(self, ledger: Ledger, in_use: Iterable[int] = (), limit: int = _MAX_CLOSED) -> None:
         """With the tallies that the ledger has from a server before this one.
 
-        `in_use`: the slots of counters of images that are open.
+        `in_use`: the slots of counters of images that are open. LedgerUnusable.
         """
         self._ledger = ledger
         self._limit = limit
         self._closed: OrderedDict[_File, Tally] = OrderedDict()
-        for ino, record in ledger.records(Kind.TALLY):
-            generation, slot, length = _RECORD.unpack_from(record)
-            name, path = record[_RECORD.size :][:length], record[_RECORD.size :][length:]
-            tally = Tally(ino, generation, os.fsdecode(name), os.fsdecode(path), self.in_slot(slot))
-            self._closed[ino, generation] = tally
-        used = {tally.counters.slot for tally in self} | set(in_use)
+        for tally in ledger.restored(Kind.TALLY, self._unpack):
+            self._closed[tally.ino, tally.generation] = tally
+        slots = [tally.counters.slot for tally in self] + list(in_use)
+        used = set(slots)
+        if len(used) < len(slots):
+            raise LedgerUnusable("the memory of the mount is damaged: two images share their counters")
         self._next_slot = max(used, default=-1) + 1
         self._free_slots = [slot for slot in range(self._next_slot) if slot not in used]
 
     def __iter__(self) -> Iterator[Tally]:
         return iter(self._closed.values())
+
+    def _unpack(self, ino: int, record: bytes) -> Tally:
+        generation, slot, length = _RECORD.unpack_from(record)
+        name, path = record[_RECORD.size :][:length], record[_RECORD.size :][length:]
+        return Tally(ino, generation, os.fsdecode(name), os.fsdecode(path), self.in_slot(slot))
 
     def in_slot(self, slot: int) -> ImageCounters:
         """The counters that are kept there."""

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import fuzz, harness
+from . import fuzz, harness, ledgers
 from .build import ROOT, Build, CannotBuild
 
 KEPT = ROOT / "build" / "fuzz"
@@ -18,12 +18,16 @@ KEPT = ROOT / "build" / "fuzz"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run everything, or one part. 0: nothing was found; 1: something was; 2: it could not be built."""
     options = _parser().parse_args(argv)
+    if options.replay_ledger:
+        print("loaded" if ledgers.replay(options.replay_ledger) else "refused")
+        return 0
     with tempfile.TemporaryDirectory(prefix="aiofs-sanitize-") as name:
         directory = Path(name)
         try:
             sound = True
             if not options.fuzz_only:
                 sound = _sanitize(options, directory)
+            sound &= _fuzz_ledgers(options.fuzz, options.seed)
             return 0 if _fuzz(options.fuzz, directory) and sound else 1
         except CannotBuild as error:
             print(error, file=sys.stderr)
@@ -68,6 +72,19 @@ def _fuzz(seconds: int, directory: Path) -> bool:
     return sound
 
 
+def _fuzz_ledgers(seconds: int, seed: int) -> bool:
+    print(f"== ledgers: seed {seed}, {seconds} s", flush=True)
+    found = ledgers.fuzz(seconds, seed, KEPT)
+    if found.input is not None:
+        path = found.input.relative_to(ROOT)
+        print(f"ledger    FAILED after {found.runs:,} runs\n{found.problem}")
+        print(f"input kept; again: scripts/check --sanitize --replay-ledger {path}", flush=True)
+        return False
+    told = f"{found.refused:,} refused, {found.kept} inputs kept, {len(found.lines)} lines reached"
+    print(f"ledger    nothing found in {found.runs:,} runs: {told}", flush=True)
+    return True
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scripts/check --sanitize",
@@ -82,6 +99,12 @@ def _parser() -> argparse.ArgumentParser:
         "--fuzz", type=int, default=10, metavar="SECONDS", help="for each target (default: %(default)s)"
     )
     parser.add_argument("--fuzz-only", action="store_true", help="no sanitizers")
+    parser.add_argument(
+        "--replay-ledger",
+        type=Path,
+        metavar="FILE",
+        help="load a memory file that fuzzing has kept; nothing else",
+    )
     return parser
 
 

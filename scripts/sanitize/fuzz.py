@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from aiofs.dataplane.binding import ffi
+
 from .build import HARNESS, Build
 from .harness import ADDRESS
 
@@ -122,7 +124,27 @@ def plane_seeds() -> Iterator[bytes]:
     yield record(MESSAGE, bytes([BATCH_FORGET, 2, 6]) + struct.pack("<II", 3000, 0), 8 + 3000 * 16)
 
 
-TARGETS = (Target("parser", parser_seeds, 300), Target("plane", plane_seeds, 4000))
+COUNTERS_HEAD = ffi.offsetof("aiofs_image_counters", "latency")
+"""Bytes of an image's counters that successor.c takes from its input."""
+
+
+def successor_seeds() -> Iterator[bytes]:
+    """INITs of several sizes, answered and not, with counters that begin, go on and are at their end."""
+    init = struct.pack("<IIQQIIIHH", 104, INIT, 2, 0, 0, 0, 0, 0, 0) + dict(bodies())[INIT]
+    assert len(init) == 104
+    for flags in (0, 4, 5, 6, 7, 8, 12):
+        for error, count in ((0, 0), (5, 1), (4095, (1 << 64) - 1)):
+            counted = struct.pack("<Q", count) * ((16 + COUNTERS_HEAD) // 8)
+            for size in (len(init), 60, 0):
+                head = struct.pack("<HBH", size, flags, error) + counted
+                yield head + init[:size] + bytes(64)
+
+
+TARGETS = (
+    Target("parser", parser_seeds, 300),
+    Target("plane", plane_seeds, 4000),
+    Target("successor", successor_seeds, 700),
+)
 
 
 # -- replay and fuzzing --

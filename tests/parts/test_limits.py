@@ -64,9 +64,15 @@ def test_names_that_are_being_listed(mount: Mount, monkeypatch: pytest.MonkeyPat
     run(scenario)
 
 
-def test_known_files(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ENOMEM beyond, until the kernel forgets one."""
+@pytest.fixture
+def few_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a table that is made afterwards."""
     monkeypatch.setattr(nodes, "MAX_NODES", 3)  # of which the root is one
+
+
+@pytest.mark.usefixtures("few_nodes")
+def test_known_files(mount: Mount) -> None:
+    """ENOMEM beyond, until the kernel forgets one."""
 
     async def scenario() -> None:
         first = (await mount.ops.lookup(ROOT_INODE, b"a", ME)).st_ino

@@ -14,19 +14,15 @@
 #include <stdio.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
 
 #include "target.h"
+#include "turns.h"
 
-#define MESSAGE_MAX ((1u << 20) + 8192)
 #define IMAGE_BYTES 20000
-#define TURNS_MAX 2000000 /* of the loop, before a request counts as lost */
 
 enum record { RAW_MESSAGE, MESSAGE, RAW_REPLY, REPLY, COMMAND, RAW_COMMAND, RECORDS };
 
-static int pairs[3][2]; /* fuse, forward, control: ours, the plane's */
 static aiofs_image_counters counters[4];
-static unsigned char bytes[MESSAGE_MAX];
 
 static void once(void)
 {
@@ -43,60 +39,11 @@ static void once(void)
 static struct aiofs_plane *start(void)
 {
     aiofs_config config = {.queue_depth = 4, .max_images = 3, .merge = 1};
-    struct aiofs_plane *plane = NULL;
-    int size = 4 << 20;
+    struct aiofs_plane *plane = open_plane(&config);
 
-    for (int i = 0; i < 3; i++) {
-        if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pairs[i]) < 0)
-            abort();
-        for (int end = 0; end < 2; end++)
-            (void)setsockopt(pairs[i][end], SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof size);
-    }
-    config.fuse_fd = pairs[0][1];
-    config.forward_fd = pairs[1][1];
-    config.control_fd = pairs[2][1];
-    if (aiofs_open(&plane, &config) < 0)
+    if (!plane)
         abort();
     return plane;
-}
-
-/* What the plane has sent: each packet must be whole. */
-static void take_all(int leave_forward)
-{
-    ssize_t size;
-
-    while ((size = recv(pairs[0][0], bytes, sizeof bytes, MSG_DONTWAIT)) > 0) {
-        struct fuse_out_header header;
-
-        assert((size_t)size >= sizeof header);
-        memcpy(&header, bytes, sizeof header);
-        assert(header.len == (size_t)size);
-        /* An answer; or a notification: an invalidation, or AIOFS_SERVE's wish for a resend. */
-        assert(header.error <= 0 || (!header.unique && (header.error == 2 || header.error == 7)));
-    }
-    while ((size = recv(pairs[2][0], bytes, sizeof bytes, MSG_DONTWAIT)) > 0)
-        assert(size == sizeof(aiofs_answer));
-    while (!leave_forward && recv(pairs[1][0], bytes, sizeof bytes, MSG_DONTWAIT) > 0)
-        ;
-}
-
-/* Turns of the loop, until it would sleep and no request is in work. */
-static void take_turns(struct aiofs_plane *plane, int leave_forward)
-{
-    for (int i = 0;; i++) {
-        plane->fuse_ready = plane->forward_ready = plane->control_ready = 1;
-        if (!work(plane) && !plane->in_work)
-            break;
-        take_all(leave_forward);
-        assert(i < TURNS_MAX);
-    }
-    take_all(leave_forward);
-}
-
-static void send_to(int pair, const void *data, size_t size)
-{
-    if (size) /* an empty packet would be the end of the file */
-        (void)send(pairs[pair][0], data, size, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
 /* A message with a sound header: an opcode, a node, and then the body, with zeros behind it up to `size`. */
@@ -212,11 +159,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     feed(plane, data, size, fds);
     take_turns(plane, 0);
     assert(!plane->stuck || plane->failed || plane->pending_count == PENDING_OPENS_MAX);
-    aiofs_close(plane);
-    for (int i = 0; i < 3; i++) {
-        close(pairs[i][0]);
-        close(pairs[i][1]);
-    }
+    close_plane(plane);
     close(fds[0]);
     close(fds[1]);
     return 0;
