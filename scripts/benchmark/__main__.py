@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
         description="Measure aiofs beside the raw image, qemu-storage-daemon and nbdfuse, in one run, "
-        "interleaved, all on one image of --size. It takes about 18 minutes. The results go to "
+        "interleaved, all on one image of --size. It takes about 20 minutes. The results go to "
         "bench-results/DATE.json.",
         epilog="targets: "
         + " ".join(t.name for t in TARGETS)
@@ -146,6 +146,9 @@ def _measure(options: argparse.Namespace) -> Results:
     runtime_s = options.runtime or (0.5 if options.quick else 2.0)
     rounds = options.rounds or (1 if options.quick else 5)
     plan = Plan(options.targets, options.workloads, rounds, runtime_s, options.engine, options.full)
+    if not plan.order(0):
+        places = ", ".join(sorted({t.name for t in TARGETS if t.place in {w.place for w in plan.workloads}}))
+        raise TargetError(f"none of these --targets is measured in these --workloads, but {places}")
     date = _now()
     with _directory(options.dir, size) as directory:
         _tell(f"writing an image of {size // MIB:,} MiB in {directory}")

@@ -19,15 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
 
+from guests.kernel import Missing
+
+from .loads import PATIENCE_S, Here, InGuest, Load
+
 MIB = 1 << 20
-PATIENCE_S = 60.0
 AIOFS = [sys.executable, "-m", "aiofs"]
-FIO = [
-    "fio", "--name=kills", "--rw=randwrite", "--bs=4k", "--iodepth=32", "--ioengine=libaio", "--direct=1",
-    "--size=64M", "--verify=crc32c", "--verify_fatal=1", "--verify_backlog=256",
-    "--verify_state_save=0", "--time_based",
-    "--runtime=86400", "--output-format=json",
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Result:
     scene: str
     kills: int
     errors: int
-    """1: fio met an I/O error, or a block that did not hold what was written, and ended."""
+    """Requests that failed, and blocks that did not hold what was written; fio ends at the first."""
     pauses_s: list[float]
     """The longest a reader of another image waited, for each kill."""
 
@@ -99,23 +96,19 @@ def kill(mountpoint: Path, reader: Reader, moments: random.Random) -> float:
     return reader.take()
 
 
-def killed(scene: str, target: Path, mountpoint: Path, kills: int, seed: int) -> Result:
-    """One scene: fio on `target` while the servers of the mount are killed."""
-    fio = subprocess.Popen([*FIO, f"--filename={target}"], stdout=subprocess.PIPE, text=True)
+def killed(scene: str, load: Load, mountpoint: Path, kills: int, seed: int) -> Result:
+    """One scene: `load` goes on while the servers of the mount are killed."""
     reader = Reader(mountpoint / "other.img")
     moments = random.Random(seed)
     pauses: list[float] = []
     try:
-        while len(pauses) < kills and fio.poll() is None:
+        while len(pauses) < kills and load.working():
             pauses.append(kill(mountpoint, reader, moments))
             if sys.stderr.isatty():
                 print(f"\r{scene}: {len(pauses)} of {kills} ", end="", file=sys.stderr, flush=True)
     finally:
         reader.close()
-        fio.send_signal(signal.SIGINT)
-        said, _ = fio.communicate(timeout=PATIENCE_S)
-    report = json.loads(said[said.index("{") : said.rindex("}") + 1])
-    errors = sum(job["error"] != 0 for job in report["jobs"])
+        errors = load.finish()
     return Result(scene, len(pauses), errors, pauses)
 
 
@@ -152,23 +145,50 @@ def ext4(mountpoint: Path, directory: Path) -> Iterator[Path]:
         subprocess.run(["e2fsck", "-f", "-n", device], check=True, stdout=sys.stderr)
 
 
+def on_the_file(mountpoint: Path, _: Path, how: argparse.Namespace) -> Result:
+    """fio on the image itself."""
+    return killed("the file", Here(mountpoint / "disk.img"), mountpoint, how.kills, how.seed)
+
+
+def on_ext4(mountpoint: Path, directory: Path, how: argparse.Namespace) -> Result | None:
+    """fio on a file system on a loop device on the image."""
+    if os.geteuid() != 0:
+        print("not root: no loop device, no ext4 on one", file=sys.stderr)
+        return None
+    with ext4(mountpoint, directory) as there:
+        return killed("ext4 on a loop device", Here(there / "file"), mountpoint, how.kills, how.seed)
+
+
+def in_a_guest(mountpoint: Path, directory: Path, how: argparse.Namespace) -> Result | None:
+    """fio in a virtual machine with the image as its disk."""
+    try:
+        load = InGuest(mountpoint / "disk.img", directory)
+    except Missing as error:
+        print(f"no guest: {error}", file=sys.stderr)
+        return None
+    return killed("the disk of a guest", load, mountpoint, how.kills, how.seed)
+
+
+SCENES = {"file": on_the_file, "ext4": on_ext4, "guest": in_a_guest}
+
+
 def main() -> int:
     """Run the scenes; status 1 when anybody saw an error."""
     parser = argparse.ArgumentParser(prog="scripts/kills", description=__doc__)
+    parser.add_argument("scenes", nargs="*", metavar="SCENE", help=f"only these of: {' '.join(SCENES)}")
     parser.add_argument("--kills", type=int, default=30, metavar="N", help="for each scene (default 30)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     asked = parser.parse_args()
+    unknown = [name for name in asked.scenes if name not in SCENES]
+    if unknown:
+        parser.error(f"{unknown[0]!r} is no scene: {' '.join(SCENES)}")
     results = []
-    with tempfile.TemporaryDirectory(prefix="aiofs-kills-", dir="/var/tmp") as name:
-        directory = Path(name)
-        with mounted(directory) as mountpoint:
-            results.append(killed("the file", mountpoint / "disk.img", mountpoint, asked.kills, asked.seed))
-            if os.geteuid() == 0:
-                with ext4(mountpoint, directory) as there:
-                    scene = "ext4 on a loop device"
-                    results.append(killed(scene, there / "file", mountpoint, asked.kills, asked.seed))
-            else:
-                print("not root: no loop device, no ext4 on one", file=sys.stderr)
+    for name in asked.scenes or SCENES:
+        with tempfile.TemporaryDirectory(prefix="aiofs-kills-", dir="/var/tmp") as place:
+            with mounted(Path(place)) as mountpoint:
+                result = SCENES[name](mountpoint, Path(place), asked)
+            if result:
+                results.append(result)
     print(HEADER)
     for result in results:
         print(result.row())
