@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
         description="Measure aiofs beside the raw image, qemu-storage-daemon and nbdfuse, in one run, "
-        "interleaved, all on one image of --size. It takes about 20 minutes. The results go to "
+        "interleaved, all on one image of --size. It takes about 17 minutes. The results go to "
         "bench-results/DATE.json.",
         epilog="targets: "
         + " ".join(t.name for t in TARGETS)
