@@ -67,7 +67,9 @@ class DataPlane:
         progress: tuple[Any, int] | None = None,
         predecessor_init: bytes = b"",
     ) -> None:
-        """`replies`: how answers are written: `adapt`, or always `singly` or `together` (replies.h), for tests.
+        """A plane on these descriptors, not started. OSError.
+
+        `replies`: how answers are written: `adapt`, or always `singly` or `together` (replies.h), for tests.
 
         `progress`: where an aiofs_progress is counted up: a buffer and an offset in it.
 
