@@ -64,6 +64,8 @@ class OpenImage:
     """Its place in the data plane's table."""
     counters: ImageCounters = field(default_factory=ImageCounters)
     opens: int = 0
+    handle: int = 0
+    """What all its opens are answered with, until it is closed; no other image ever has the same."""
     write_locked: bool = False
 
     def spec(self, sticky_error: int) -> ImageSpec:
@@ -78,6 +80,7 @@ class OpenImage:
             no_fsync=not self.cache.honours_fsync,
             block_device=self.block_device,
             writes_by_threads=self.decision.writes_by_threads,
+            handle=self.handle,
             sticky_error=sticky_error,
             counters=self.counters,
         )

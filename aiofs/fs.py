@@ -406,10 +406,10 @@ class Operations(pyfuse3.Operations):
     async def _open_image(self, node: Node, flags: int, known: bool = True) -> FileInfo:
         if node.is_dir:
             _refuse(errno.EISDIR)
-        unchanged = await self._table.open(node, flags)
+        handle, unchanged = await self._table.open(node, flags)
         if known and not unchanged:
             self._forget_attributes(node.ino)
-        return FileInfo(fh=node.ino, direct_io=wants_direct_io(flags), keep_cache=unchanged)
+        return FileInfo(fh=handle, direct_io=wants_direct_io(flags), keep_cache=unchanged)
 
     def _forget_attributes(self, ino: int) -> None:
         """Have the kernel ask for the size again: it may have changed underneath."""

@@ -17,6 +17,7 @@ import errno
 import logging
 import os
 import struct
+import time
 from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -67,7 +68,7 @@ class Link(Protocol):
 
 
 _FAILURE = struct.Struct("<I")  # of the ledger: errno; then the image's name
-_RECORD = struct.Struct("<QI?")  # of the ledger: generation, slot of the counters, locked for writing
+_RECORD = struct.Struct("<QIQ?")  # of the ledger: generation, slot of the counters, handle, write-locked
 
 
 @dataclass
@@ -127,6 +128,8 @@ class ImageTable:
         self._plane = plane
         self._drivers = drivers
         self._images: dict[int, OpenImage] = {}
+        self._by_handle: dict[int, int] = {}
+        self._last_handle = 0
         self._turns: dict[int, _Turn] = {}
         self._stamps = Stamps()
         self._ledger = ledger
@@ -134,18 +137,18 @@ class ImageTable:
         """By name: the errno of an fsync that failed, of images that are closed."""
         self._left = dict(ledger.restored(LedgerKind.IMAGE, self._unpack))
         """Open images of a server before this one, until `restore`."""
-        self._tallies = Tallies(ledger, in_use=(slot for _, slot, _ in self._left.values()))
+        self._tallies = Tallies(ledger, in_use=(slot for _, slot, _, _ in self._left.values()))
         self._opener = Opener(self.nodes, cache, read_only, said, locked_by)
 
-    def _unpack(self, ino: int, record: bytes) -> tuple[int, tuple[int, int, bool]]:
-        generation, slot, write = _RECORD.unpack(record)
+    def _unpack(self, ino: int, record: bytes) -> tuple[int, tuple[int, int, int, bool]]:
+        generation, slot, handle, write = _RECORD.unpack(record)
         self._ledger.counters_place(slot)  # there is one; not looked at before the server before has ended
-        return ino, (generation, slot, write)
+        return ino, (generation, slot, handle, write)
 
     # -- opening and closing --
 
-    async def open(self, node: Node, flags: int) -> bool:
-        """Open a node as open(2) with `flags` asked; True when the kernel's cached pages are still right.
+    async def open(self, node: Node, flags: int) -> tuple[int, bool]:
+        """Open a node as open(2) with `flags` asked: its handle, and if the kernel's cached pages are right.
 
         OSError: ImageLocked, DirectUnsupported, EROFS, ESTALE, and whatever the backing says.
         """
@@ -163,22 +166,31 @@ class ImageTable:
                 # A block device keeps its size, as open(2) of the device itself with O_TRUNC would.
                 if flags & os.O_TRUNC and not image.block_device:
                     await self._plane.truncate(node.ino, 0)
-                return self._stamps.unchanged(node.ino, system.stat(image.fd))
+                return image.handle, self._stamps.unchanged(node.ino, system.stat(image.fd))
             except BaseException:
                 await self._drop(image)
                 raise
 
-    async def release(self, ino: int) -> None:
-        """Take back one open; the last one closes the image."""
+    async def release(self, handle: int) -> None:
+        """Take back one open; the last one closes the image.
+
+        Of a handle that is not known, nothing: a server before this one closed its image, and died before the
+        kernel heard of it. The image may be open again, with another handle.
+        """
+        ino = self._by_handle.get(handle)
+        if ino is None:
+            return
         async with self._turn(ino):
             image = self._images.get(ino)
-            if image is not None:
+            if image is not None and image.handle == handle:
                 await self._drop(image)
 
     async def _start(self, node: Node, write: bool) -> OpenImage:
         """Open, lock and register the backing of a node."""
         image = await self._opener.open(node, write)
         await self._lock_and_choose(image, write, self._opener.lock(image.fd, image.name, write))
+        # The clock goes on from server to server, so what they hand out differs.
+        self._last_handle = image.handle = max(self._last_handle + 1, time.monotonic_ns())
         image.counters = self._tallies.take(node)
         image.counters.memory.opens = 0
         await self._register(image)
@@ -206,9 +218,10 @@ class ImageTable:
             self._close(image)
             raise
         self._images[image.node.ino] = image
+        self._by_handle[image.handle] = image.node.ino
 
     def _keep(self, image: OpenImage) -> None:
-        record = _RECORD.pack(image.node.generation, image.counters.slot, image.write_locked)
+        record = _RECORD.pack(image.node.generation, image.counters.slot, image.handle, image.write_locked)
         self._ledger.put(LedgerKind.IMAGE, image.node.ino, record)
 
     def _close(self, image: OpenImage) -> None:
@@ -220,6 +233,7 @@ class ImageTable:
                 LedgerKind.FAILURE, image.node.ino, _FAILURE.pack(error) + os.fsencode(image.name)
             )
         image.counters.memory.sticky_error = 0
+        self._by_handle.pop(image.handle, None)
         self._ledger.drop(LedgerKind.IMAGE, image.node.ino)
         orphan = self.nodes.orphans.pop(image.node.ino, None)
         if orphan is not None:
@@ -268,12 +282,12 @@ class ImageTable:
         An image that cannot be opened any more is logged; who has it open gets errors. LedgerUnusable.
         """
         left, self._left = self._left, {}
-        counted = {ino: self._tallies.in_slot(slot) for ino, (_, slot, _) in left.items()}
+        counted = {ino: self._tallies.in_slot(slot) for ino, (_, slot, _, _) in left.items()}
         for ino, counters in counted.items():  # of all, before anything is done
             if not 0 <= counters.sticky_error <= _MAX_ERRNO:
                 about = f"fsync of node {ino} failed with errno {counters.sticky_error}"
                 raise LedgerUnusable(f"the memory of the mount is damaged: {about}")
-        for ino, (generation, _, write) in left.items():
+        for ino, (generation, _, handle, write) in left.items():
             counters = counted[ino]
             node = self.nodes.find(ino)
             if node is None or node.generation != generation or not counters.memory.opens:
@@ -281,7 +295,7 @@ class ImageTable:
                 self._ledger.drop(LedgerKind.IMAGE, ino)
                 continue
             try:
-                await self._restore(node, write, counters)
+                await self._restore(node, handle, write, counters)
             except OSError as error:
                 log.error(
                     "%s was open and cannot be opened again: %s; who uses it gets errors",
@@ -289,13 +303,14 @@ class ImageTable:
                     error.strerror,
                 )
 
-    async def _restore(self, node: Node, write: bool, counters: ImageCounters) -> None:
+    async def _restore(self, node: Node, handle: int, write: bool, counters: ImageCounters) -> None:
         image = await self._opener.open_again(node, write)
         opener = self._opener
         lock = opener.fence(image) if write else opener.lock(image.fd, image.name, write)
         await self._lock_and_choose(image, write, lock)
         image.counters = counters
         image.opens = counters.memory.opens
+        image.handle = handle
         await self._register(image)
 
     @asynccontextmanager
@@ -402,9 +417,9 @@ class ImageTable:
             told.append({"name": name, "path": path, "node": tally.ino, "counters": counters})
         return told
 
-    async def fdatasync(self, ino: int) -> None:
+    async def fdatasync(self, handle: int) -> None:
         """fdatasync(2) of an open image, beside the data plane. EBADF when it is not open."""
-        image = self._images.get(ino)
+        image = self._images.get(self._by_handle.get(handle, 0))
         if image is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         await trio.to_thread.run_sync(os.fdatasync, image.fd)

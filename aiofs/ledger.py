@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-FORMAT = 1
+FORMAT = 2
 """Goes up with every change of this layout or of what the records hold."""
 MAX_NODES = 1 << 22
 MAX_COUNTERS = 20480

@@ -177,6 +177,7 @@ typedef struct {
     uint32_t block_size; /* bytes, a power of two, 1 for buffered images */
     int32_t error;       /* a sticky fsync error (-errno) from an earlier registration, or 0 */
     uint32_t pad;
+    uint64_t handle;     /* what the opens of this registration are answered with; RELEASEs of others are not of it */
     /* Python's memory, counted up from what is in it until UNREGISTER is answered or aiofs_run has returned:
      * so the counters of an image go on when it is opened again. */
     aiofs_image_counters *counters;

@@ -21,6 +21,18 @@
 
 /* ---- up ---- */
 
+/* Of the file that is released; 0 of another message, or one that is too short. */
+static uint64_t released_handle(const struct request *r, uint32_t opcode)
+{
+    struct fuse_release_in release;
+
+    _Static_assert(sizeof(struct fuse_in_header) + sizeof release <= WIRE_HEAD, "it lies in the head");
+    if (opcode != FUSE_RELEASE || r->length < sizeof(struct fuse_in_header) + sizeof release)
+        return 0;
+    memcpy(&release, r->head + sizeof(struct fuse_in_header), sizeof release);
+    return release.fh;
+}
+
 static void remember(struct aiofs_plane *plane, const struct request *r, const struct fuse_in_header *header)
 {
     uint32_t opcode = header->opcode;
@@ -33,7 +45,8 @@ static void remember(struct aiofs_plane *plane, const struct request *r, const s
         plane->init_request_size = r->length;
     }
     if (opcode == FUSE_OPEN || opcode == FUSE_CREATE || opcode == FUSE_RELEASE || opcode == FUSE_INIT)
-        plane->pending[plane->pending_count++] = (struct pending_open){r->unique, header->nodeid, opcode};
+        plane->pending[plane->pending_count++] =
+            (struct pending_open){r->unique, header->nodeid, released_handle(r, opcode), opcode};
 }
 
 /* What recall forgets and returns: the forwarded message with this unique; its opcode is 0 when there is none. */
@@ -47,7 +60,7 @@ static struct pending_open recall(struct aiofs_plane *plane, uint64_t unique)
             return found;
         }
     }
-    return (struct pending_open){0, 0, 0};
+    return (struct pending_open){0, 0, 0, 0};
 }
 
 static int send_message(struct aiofs_plane *plane, struct request *r)
@@ -211,18 +224,19 @@ static void count_open(struct aiofs_plane *plane, const struct pending_open *ask
         image->counters->opens++;
 }
 
-static void count_release(struct aiofs_plane *plane, uint64_t node)
+/* The image may have been closed, and opened again, since that open of it. */
+static void count_release(struct aiofs_plane *plane, const struct pending_open *asked)
 {
-    struct image *image = image_find(&plane->images, node);
+    struct image *image = image_find(&plane->images, asked->node);
 
-    if (image && image->counters->opens)
+    if (image && image->handle == asked->handle && image->counters->opens)
         image->counters->opens--;
 }
 
 static void pass_down(struct aiofs_plane *plane, size_t size)
 {
     struct fuse_out_header header;
-    struct pending_open asked = {0, 0, 0};
+    struct pending_open asked = {0, 0, 0, 0};
 
     if (protocol_check_reply(plane->reply, size) == REPLY_REFUSED) {
         plane->counters.refused++;
@@ -240,7 +254,7 @@ static void pass_down(struct aiofs_plane *plane, size_t size)
     }
     serve_pass(plane, plane->reply, size);
     if (asked.opcode == FUSE_RELEASE)
-        count_release(plane, asked.node);
+        count_release(plane, &asked);
 }
 
 int forward_replies(struct aiofs_plane *plane)

@@ -35,6 +35,7 @@ struct image {
     int64_t sticky_error;    /* -errno of a failed fsync, until the last close */
     uint64_t unregister_id;  /* the command to answer when the last request is done; 0: none */
     aiofs_image_counters *counters; /* the control plane's memory */
+    uint64_t handle;         /* of all its opens */
     uint64_t last_batch;     /* of the plane's batches, the last that carried an io of it */
 };
 

@@ -38,6 +38,7 @@ enum watch { WATCH_FUSE, WATCH_FORWARD, WATCH_CONTROL, WATCH_WAKE, WATCH_QUEUE }
 struct pending_open {
     uint64_t unique;
     uint64_t node;
+    uint64_t handle; /* of a RELEASE */
     uint32_t opcode;
 };
 

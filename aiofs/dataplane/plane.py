@@ -41,6 +41,8 @@ class ImageSpec:
     block_device: bool = False
     writes_by_threads: bool = False
     """WRITEs go to the pool of threads beside the driver."""
+    handle: int = 0
+    """What its opens are answered with; a RELEASE of another handle is not counted as one of them."""
     sticky_error: int = 0
     """errno of an fsync that failed in a server before this one, while the image was open, or 0."""
     counters: ImageCounters = field(default_factory=ImageCounters)
@@ -163,6 +165,7 @@ class DataPlane:
             flags=flags,
             block_size=spec.block_size,
             error=-spec.sticky_error,
+            handle=spec.handle,
             counters=spec.counters.memory,
         )
         if result < 0:

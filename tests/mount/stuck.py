@@ -1,5 +1,8 @@
 """Which tasks are stuck, as the kernel's own detector of hung tasks means it: in uninterruptible sleep
 (state D), and not once awake meanwhile (their context switches are as many as before).
+
+And the disk that they wait for has done nothing meanwhile: on a machine with much other work it is slow, and
+a task that its throttling makes wait is not stuck.
 """
 
 from __future__ import annotations
@@ -16,16 +19,21 @@ PROC = Path("/proc")
 class _Sleep:
     """One sleep in state D."""
 
-    switches: str
+    progress: str
+    """The task's switches, and what its disk has done: reads and writes that have ended."""
     since_s: float
 
 
 class Watch:
     """Looks at tasks again and again; remembers the longest sleep in state D that it saw."""
 
-    def __init__(self, watched: Callable[[int, str], bool]) -> None:
-        """`watched(pid, name)`: whether the tasks of a process, or a task of the kernel, are of interest."""
+    def __init__(self, watched: Callable[[int, str], bool], disk: Path) -> None:
+        """`watched(pid, name)`: whether the tasks of a process, or a task of the kernel, are of interest.
+
+        `disk`: the block device that they use.
+        """
         self._watched = watched
+        self._disk = Path("/sys/block", disk.name, "stat")
         self._asleep: dict[str, _Sleep] = {}
         self.seen: set[str] = set()
         """The names of the processes that were watched."""
@@ -36,11 +44,13 @@ class Watch:
     def look(self) -> None:
         """Once; to be called several times a second."""
         now = time.monotonic()
+        ended = _read(self._disk).split()[0:5:4]
         asleep = {}
         for task, name, switches in self._in_state_d():
             before = self._asleep.get(task)
-            same = before if before is not None and before.switches == switches else None
-            asleep[task] = same or _Sleep(switches, now)
+            progress = f"{switches} {ended}"
+            same = before if before is not None and before.progress == progress else None
+            asleep[task] = same or _Sleep(progress, now)
             slept_s = now - asleep[task].since_s
             if slept_s > self.longest_s:
                 self.longest_s, self.where = slept_s, f"{name}\n{_read(PROC / task / 'stack')}"

@@ -122,7 +122,7 @@ def test_a_disk_is_written_while_there_is_no_memory(
         text=True,
     )
     asker = subprocess.Popen([sys.executable, "-c", ASKER, str(fs.path)], stderr=subprocess.DEVNULL)
-    watch = Watch(of_interest(fs, writer, device))
+    watch = Watch(of_interest(fs, writer, device), device)
     try:
         written = watch_to_the_end(fs, writer, watch)
     finally:

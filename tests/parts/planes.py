@@ -121,6 +121,12 @@ def run(coroutine: Callable[[], Awaitable[Any]]) -> None:
     trio.run(limited)
 
 
+def handle_of(table: ImageTable, ino: int) -> int:
+    """What the opens of an image were answered with; 0 when it is not open."""
+    image = table._images.get(ino)
+    return image.handle if image is not None else 0
+
+
 def node_of(table: ImageTable, name: bytes = b"a.img", parent: int = ROOT) -> Node:
     """The node of a name, as a lookup makes it."""
     with table.nodes.directory(parent) as dir_fd:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from planes import FakePlane, make_table, node_of, run
+from planes import FakePlane, handle_of, make_table, node_of, run
 
 from aiofs import directio
 from aiofs.config import CacheMode
@@ -69,7 +69,7 @@ def test_the_default_falls_back_to_writeback_and_says_so_once(
         for _ in range(2):
             await table.open(image, os.O_RDWR)
             assert table.info()[0].cache is CacheMode.WRITEBACK
-            await table.release(image.ino)
+            await table.release(handle_of(table, image.ino))
 
     with caplog.at_level(logging.INFO):
         run(scenario)
@@ -130,8 +130,8 @@ def settle(path: Path) -> None:
 
 
 async def reopen(table: ImageTable, image: Node) -> bool:
-    unchanged = await table.open(image, os.O_RDONLY)
-    await table.release(image.ino)
+    _, unchanged = await table.open(image, os.O_RDONLY)
+    await table.release(handle_of(table, image.ino))
     return unchanged
 
 

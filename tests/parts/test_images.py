@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from planes import FakePlane, make_table, node_of, run
+from planes import FakePlane, handle_of, make_table, node_of, run
 
 from aiofs import locks
 from aiofs.backing import ImageLocked
@@ -33,9 +33,9 @@ def test_opens_share_one_registration_until_the_last_release(table: ImageTable, 
         image = node_of(table)
         await table.open(image, os.O_RDONLY)
         await table.open(image, os.O_RDWR)
-        await table.release(image.ino)
+        await table.release(handle_of(table, image.ino))
         assert image.ino in plane.images
-        await table.release(image.ino)
+        await table.release(handle_of(table, image.ino))
         assert plane.images == {}
         assert not table.is_open(image.ino)
 
@@ -50,11 +50,11 @@ def test_no_descriptor_is_left_after_the_last_release(images: Path, plane: FakeP
 
     async def scenario() -> None:
         await table.open(image, os.O_RDWR)
-        await table.release(image.ino)
+        await table.release(handle_of(table, image.ino))
         before = descriptors()
         for _ in range(3):
             await table.open(image, os.O_RDWR)
-            await table.release(image.ino)
+            await table.release(handle_of(table, image.ino))
         assert descriptors() == before
 
     run(scenario)
@@ -85,10 +85,10 @@ def test_an_open_during_the_last_release_finds_the_image_open_again(
     image = node_of(table)
 
     async def scenario() -> None:
-        await table.open(image, os.O_RDWR)
+        handle, _ = await table.open(image, os.O_RDWR)
         plane.hold = trio.Event()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(table.release, image.ino)
+            nursery.start_soon(table.release, handle)
             await trio.testing.wait_all_tasks_blocked()
             nursery.start_soon(table.open, image, os.O_RDWR)
             await trio.testing.wait_all_tasks_blocked()
@@ -109,7 +109,7 @@ def test_an_fsync_error_ends_with_the_last_close(table: ImageTable, plane: FakeP
         plane.seen[0].counters.memory.sticky_error = -errno.EIO
         [told] = table.info()
         assert told.sticky_error == errno.EIO
-        await table.release(image.ino)
+        await table.release(handle_of(table, image.ino))
         await table.open(image, os.O_RDWR)
 
     run(scenario)
@@ -123,7 +123,7 @@ def test_an_fsync_error_is_told_at_the_end(table: ImageTable, plane: FakePlane) 
     async def closed() -> None:
         await table.open(image, os.O_RDWR)
         plane.seen[-1].counters.memory.sticky_error = -errno.EIO
-        await table.release(image.ino)
+        await table.release(handle_of(table, image.ino))
 
     async def still_open() -> None:
         await table.open(image, os.O_RDWR)
@@ -182,10 +182,10 @@ def test_a_last_release_during_the_end_closes_nothing_twice(
         trio.from_thread.run(trio.testing.wait_all_tasks_blocked)
 
     async def scenario() -> None:
-        await table.open(image, os.O_RDWR)
+        handle, _ = await table.open(image, os.O_RDWR)
         monkeypatch.setattr(os, "fdatasync", released_meanwhile)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(table.release, image.ino)
+            nursery.start_soon(table.release, handle)
             await trio.testing.wait_all_tasks_blocked()
             assert await table.close_all() == []
 
@@ -225,7 +225,7 @@ def test_an_open_image_is_locked_and_free_after_its_release(table: ImageTable, i
         await table.open(image, os.O_RDWR)
         with pytest.raises(locks.LockConflict):
             locks.lock_for_writing(other)
-        await table.release(image.ino)
+        await table.release(handle_of(table, image.ino))
         locks.lock_for_writing(other)
 
     run(scenario)

@@ -174,7 +174,7 @@ def test_a_record_cut_anywhere_has_been_written_or_not(
         (Kind.NODE, 17, struct.pack("<QI?QH", 0, 1, True, ROOT, 9) + b"short"),
         (Kind.NODE, 17, struct.pack("<QI?QH", 0, 1, True, ROOT, 2) + b".."),
         (Kind.IMAGE, 17, b"short"),
-        (Kind.IMAGE, 17, struct.pack("<QI?", 0, layout.MAX_COUNTERS, True)),
+        (Kind.IMAGE, 17, struct.pack("<QIQ?", 0, layout.MAX_COUNTERS, 1, True)),
         (Kind.TALLY, 17, b"short"),
         (Kind.TALLY, 17, struct.pack("<QIH", 0, layout.MAX_COUNTERS, 0)),
         (Kind.FAILURE, 17, b""),
@@ -230,7 +230,7 @@ def test_a_node_far_behind_the_others_costs_nothing(images: Path) -> None:
 def test_images_with_the_same_counters_are_refused(images: Path) -> None:
     """One open, one closed."""
     ledger = make_ledger()
-    ledger.put(Kind.IMAGE, 17, struct.pack("<QI?", 0, 3, True))
+    ledger.put(Kind.IMAGE, 17, struct.pack("<QIQ?", 0, 3, 1, True))
     ledger.put(Kind.TALLY, 18, struct.pack("<QIH", 0, 3, 0))
     with pytest.raises(LedgerUnusable, match="two images"):
         make_table(images, FakePlane(), ledger=ledger)
@@ -248,7 +248,7 @@ def test_lookups_that_cannot_be_are_refused(images: Path) -> None:
 def test_an_errno_that_cannot_be_is_refused(images: Path) -> None:
     """Before any image has been opened: the next server finds the ledger as it was."""
     ledger = make_ledger()
-    ledger.put(Kind.IMAGE, 17, struct.pack("<QI?", 0, 0, True))
+    ledger.put(Kind.IMAGE, 17, struct.pack("<QIQ?", 0, 0, 1, True))
     table = make_table(images, FakePlane(), ledger=ledger)
     table._tallies.in_slot(0).memory.sticky_error = 1
     with pytest.raises(LedgerUnusable, match="errno -1"):

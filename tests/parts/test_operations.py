@@ -124,7 +124,7 @@ def test_a_created_image_is_open_and_has_the_mode_asked_for(mount: Mount, images
     async def scenario() -> None:
         info, entry = await mount.ops.create(ROOT_INODE, b"new.img", 0o100466, os.O_RDWR | os.O_EXCL, ME)
         assert entry.st_ino in mount.plane.images
-        assert info.fh == entry.st_ino
+        assert info.fh == mount.plane.images[entry.st_ino].handle
         assert not info.keep_cache
         await mount.ops.release(info.fh)
 
@@ -248,11 +248,11 @@ def test_an_image_replaced_by_a_rename_stays_open(mount: Mount) -> None:
     async def scenario() -> None:
         sub = await mount.ino(b"sub")
         ino = await mount.ino(b"b.img", sub)
-        await mount.ops.open(ino, os.O_RDWR, ME)
+        opened = await mount.ops.open(ino, os.O_RDWR, ME)
         await mount.ops.rename(ROOT_INODE, b"a.img", sub, b"b.img", 0, ME)
         entry = await mount.ops.getattr(ino, ME)
         assert (entry.st_size, entry.st_nlink) == (1, 0)
-        await mount.ops.release(ino)
+        await mount.ops.release(opened.fh)
         assert await refused(mount.ops.getattr(ino, ME)) == errno.ESTALE
 
     run(scenario)

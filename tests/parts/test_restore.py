@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from planes import ME, Caller, FakePlane, Mount, make_ledger, make_table, node_of, refused, run
+from planes import ME, Caller, FakePlane, Mount, handle_of, make_ledger, make_table, node_of, refused, run
 from pyfuse3 import ROOT_INODE
 
 from aiofs import locks
@@ -125,9 +125,9 @@ def test_open_images_are_opened_again(server: Next, write: bool) -> None:
         assert (told.node, told.opens, told.writable, told.sticky_error) == (ino, 2, write, errno.EIO)
         assert told.counters["requests_read"] == 5
         assert plane.images[ino].sticky_error == errno.EIO
-        await table.release(ino)
+        await table.release(handle_of(table, ino))
         assert plane.images
-        await table.release(ino)
+        await table.release(handle_of(table, ino))
         assert not plane.images
         assert [closed["counters"]["requests_read"] for closed in table.closed()] == [5]
 
@@ -148,12 +148,63 @@ def test_a_failed_fsync_is_told_at_the_end_by_the_next_server(server: Next) -> N
     async def scenario() -> None:
         await first.open(node, os.O_RDWR)
         plane.images[node.ino].counters.memory.sticky_error = -errno.EIO
-        await first.release(node.ino)
+        await first.release(handle_of(first, node.ino))
 
     run(scenario)
     die(first)
     second, _ = server()
     assert [failure.errno for failure in trio.run(second.close_all)] == [errno.EIO]
+    die(second)
+
+
+def test_a_release_that_comes_again_closes_no_later_open(server: Next) -> None:
+    """The server before had closed the image and died before it said so; here the next open is first."""
+    first, _ = server()
+    node = node_of(first)
+
+    async def before() -> int:
+        handle, _ = await first.open(node, os.O_RDWR)
+        await first.release(handle)
+        return handle
+
+    released = trio.run(before)
+    die(first)
+    second, plane = server()
+
+    async def after() -> None:
+        await second.restore()
+        handle, _ = await second.open(node_of(second), os.O_RDWR)
+        assert handle != released
+        await second.release(released)
+        assert plane.images
+        await second.release(handle)
+        assert not plane.images
+
+    run(after)
+    die(second)
+
+
+def test_a_handle_outlives_its_server(server: Next) -> None:
+    """What was open before and is open still has the handle that the kernel knows."""
+    first, _ = server()
+    node = node_of(first)
+
+    async def before() -> int:
+        handle, _ = await first.open(node, os.O_RDWR)
+        first._images[node.ino].counters.memory.opens = 1
+        return handle
+
+    known = trio.run(before)
+    die(first)
+    second, plane = server()
+
+    async def after() -> None:
+        await second.restore()
+        assert plane.images[node.ino].handle == known
+        await second.release(known)
+        assert not plane.images
+
+    run(after)
     die(second)
 
 

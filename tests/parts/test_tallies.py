@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from planes import FakePlane, make_ledger, node_of, run
+from planes import FakePlane, handle_of, make_ledger, node_of, run
 
 from aiofs.images import ImageTable
 from aiofs.nodes import ROOT, Node
@@ -21,7 +21,7 @@ def read_once(table: ImageTable, plane: FakePlane, node: Node) -> None:
         counted = plane.images[node.ino].counters.memory
         counted.requests_read += 1
         counted.bytes_read += 512
-        await table.release(node.ino)
+        await table.release(handle_of(table, node.ino))
 
     run(scenario)
 
@@ -56,7 +56,7 @@ def test_an_image_that_nobody_used_is_not_kept(table: ImageTable) -> None:
 
     async def scenario() -> None:
         await table.open(image, os.O_RDONLY)
-        await table.release(image.ino)
+        await table.release(handle_of(table, image.ino))
 
     run(scenario)
     assert table.closed() == []

@@ -142,6 +142,7 @@ class FakeKernel:
         no_fsync: bool = False,
         writes_by_threads: bool = False,
         dsync: bool = False,
+        handle: int = 0,
         flags: int = os.O_RDWR,
         counters: ImageCounters | None = None,
     ) -> int:
@@ -158,6 +159,7 @@ class FakeKernel:
             no_fsync=no_fsync,
             writes_by_threads=writes_by_threads,
             dsync=dsync,
+            handle=handle,
             sticky_error=sticky_error,
             counters=counters or ImageCounters(),
         )

@@ -119,9 +119,9 @@ def opened(kernel: FakeKernel, opcode: int, body: bytes, error: int = 0) -> None
     assert kernel.reply(unique)[0] == error
 
 
-def released(kernel: FakeKernel) -> None:
-    """One RELEASE, answered."""
-    unique = kernel.send(RELEASE, bytes(24))
+def released(kernel: FakeKernel, handle: int = 0) -> None:
+    """One RELEASE of this handle, answered."""
+    unique = kernel.send(RELEASE, struct.pack("<Q", handle) + bytes(16))
     at_control_plane(kernel)
     answer(kernel, unique)
     assert kernel.reply(unique) == (0, b"")
@@ -143,6 +143,19 @@ def test_opens_are_counted_as_the_kernel_learns_of_them(kernel: FakeKernel, imag
     released(kernel)
     assert kernel.opens() == 0
     released(kernel)
+    assert kernel.opens() == 0
+
+
+def test_a_release_of_an_earlier_registration_is_not_counted(kernel: FakeKernel, image: Path) -> None:
+    """It may be answered when the image has been closed and is open again; that open has another handle."""
+    kernel.register(image, handle=7)
+    opened(kernel, OPEN, struct.pack("<QII", 7, 0, 0))
+    kernel.unregister()
+    kernel.register(image, handle=8)
+    opened(kernel, OPEN, struct.pack("<QII", 8, 0, 0))
+    released(kernel, 7)
+    assert kernel.opens() == 1
+    released(kernel, 8)
     assert kernel.opens() == 0
 
 

@@ -135,7 +135,7 @@ def test_a_head_that_makes_no_sense_is_refused(ledger: Ledger, word: int, value:
 def test_another_format_is_refused_by_its_number(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a newer version of aiofs sees this one's."""
     monkeypatch.setattr(module, "FORMAT", 99)
-    with pytest.raises(LedgerUnusable, match="of format 1, this aiofs has 99"):
+    with pytest.raises(LedgerUnusable, match="of format 2, this aiofs has 99"):
         successor(ledger)
 
 
