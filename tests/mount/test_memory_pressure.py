@@ -70,6 +70,14 @@ def group() -> Iterator[MemoryGroup]:
     made.close()
 
 
+def write_all(path: Path, size: int) -> None:
+    """An image without holes: for new blocks its own file system wants memory, in the name of who writes them."""
+    with path.open("wb") as file:
+        for _ in range(size // MIB):
+            file.write(bytes(MIB))
+        os.fsync(file.fileno())
+
+
 def of_interest(fs: MountedFs, writer: subprocess.Popen[str], device: Path) -> Callable[[int, str], bool]:
     """The server, the writer, and the kernel's tasks for the device: its loop, its journal, its writeback."""
     minor = os.minor(device.stat().st_rdev)
@@ -110,7 +118,7 @@ def test_a_disk_is_written_while_there_is_no_memory(
     name: str,
 ) -> None:
     """Dirty ext4 on a loop device fills the memory its server lives in: nobody is stuck, no byte lost."""
-    os.truncate(disk, 512 * MIB)
+    write_all(disk, 512 * MIB)
     flags = ("--aio", require_driver(name), "--cache", need_direct("none"), "--queue-depth", QUEUE_DEPTH)
     fs = mounted(disk.parent, *flags, under=[*group.joined, *NOT_A_FLUSHER])
     device = attach(fs.path / "disk.img")
