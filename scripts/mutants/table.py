@@ -332,4 +332,37 @@ MUTANTS = (
         "",
         "tests/plane/test_takeover.py::test_the_control_plane_learns_that_a_message_was_sent_before",
     ),
+    Mutant(
+        "release-of-an-earlier-open-counts",
+        "a RELEASE that comes again closes no later open of its image",
+        "aiofs/images.py",
+        "        ino = self._by_handle.get(handle)\n",
+        "        handle = self._last_handle\n        ino = self._by_handle.get(handle)\n",
+        "tests/parts/test_restore.py::test_a_release_that_comes_again_closes_no_later_open",
+    ),
+    Mutant(
+        "handle-lost-with-its-server",
+        "what stays open keeps the handle that the kernel knows",
+        "aiofs/images.py",
+        "        image.handle = handle\n",
+        "",
+        "tests/parts/test_restore.py::test_a_handle_outlives_its_server",
+    ),
+    Mutant(
+        "release-of-any-handle-counted",
+        "of the opens that outlive a server, a RELEASE takes back only one of its own handle",
+        f"{PLANE}/forward.c",
+        "image->handle == asked->handle && ",
+        "",
+        "tests/plane/test_takeover.py::test_a_release_of_an_earlier_registration_is_not_counted",
+    ),
+    # -- answers --
+    Mutant(
+        "answer-from-the-stack",
+        "what a gathered answer points to stays as it is until it is written",
+        f"{PLANE}/replies.c",
+        "body = memcpy(&reply->body, body, size);",
+        "(void)0;",
+        "tests/plane/test_replies.py::test_each_answer_goes_to_its_own_request[together]",
+    ),
 )
