@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -29,6 +30,8 @@ _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY, errno.EB
 LockedBy = Callable[[int], Awaitable[list[locks.Holder]]]
 """Finds who else has locks on the file of a descriptor, as far as that can be seen."""
 FENCE_LOOK_S = 0.002
+DYING_S = 10.0
+"""How long after a death an image may still be locked, or claimed, by the server that died."""
 CLAIM_S = 60.0
 """How long a block device may stay claimed: by the dead server, or by somebody who was quicker."""
 FENCE_WARN_S = 5.0
@@ -113,9 +116,30 @@ class Opener:
         self._said = set(said)
         self._locked_by = locked_by
         self._filesystem = nodes.source.filesystem()
+        self._patient_until = -math.inf
+
+    def follow_a_server(self) -> None:
+        """One has died just now, and may have locked an image that it had told nobody of.
+
+        Its lock goes when the last of its I/O has ended; until then who opens that image waits.
+        """
+        self._patient_until = trio.current_time() + DYING_S
 
     async def open(self, node: Node, write: bool) -> OpenImage:
         """Open an image in the cache mode that was asked for, or in the best one that works."""
+        return await self._open_until(self._patient_until, node, write)
+
+    async def _open_until(self, patience: float, node: Node, write: bool) -> OpenImage:
+        """A block device that is claimed is waited for until then."""
+        while True:
+            try:
+                return await self._open_once(node, write)
+            except OSError as error:
+                if error.errno != errno.EBUSY or trio.current_time() > patience:
+                    raise
+            await trio.sleep(FENCE_LOOK_S)
+
+    async def _open_once(self, node: Node, write: bool) -> OpenImage:
         cache = self._cache or CacheMode.NONE
         if not cache.direct:
             return await self._open_as(node, write, cache, f"buffered, as --cache {cache} asks")
@@ -183,7 +207,8 @@ class Opener:
                 return self._nodes.open(node, os.O_RDWR | flags | claim), 0
             except OSError as error:
                 if error.errno == errno.EBUSY:
-                    log.warning("%s is in use (mounted?): not open for writing", self._nodes.display(node))
+                    what = f"{self._nodes.display(node)} is in use (mounted?): not open for writing"
+                    self._say_once(logging.WARNING, what)
                 if write or error.errno not in _NOT_WRITABLE:
                     raise
                 write_error = error.errno or errno.EACCES
@@ -191,19 +216,20 @@ class Opener:
 
     async def lock(self, fd: int, name: str, write: bool) -> None:
         """Take the writer's or the reader's locks of an image. ImageLocked names who holds it."""
-        try:
-            if write:
-                locks.lock_for_writing(fd)
-            else:
-                locks.lock_for_reading(fd)
-        except locks.LocksUnsupported:
-            what = f"{self._filesystem} has no locks: nothing keeps two writers of an image apart"
-            self._say_once(logging.WARNING, what)
-        except locks.LockConflict as conflict:
-            holders = await self._locked_by(fd)
-            error = ImageLocked(name, holders)
-            log.warning("%s", error.strerror)
-            raise error from conflict
+        take = locks.lock_for_writing if write else locks.lock_for_reading
+        while True:
+            try:
+                return take(fd)
+            except locks.LocksUnsupported:
+                what = f"{self._filesystem} has no locks: nothing keeps two writers of an image apart"
+                return self._say_once(logging.WARNING, what)
+            except locks.LockConflict as conflict:
+                if trio.current_time() > self._patient_until:
+                    holders = await self._locked_by(fd)
+                    error = ImageLocked(name, holders)
+                    log.warning("%s", error.strerror)
+                    raise error from conflict
+            await trio.sleep(FENCE_LOOK_S)
 
     def _say_once(self, level: int, what: str, where: str = "") -> None:
         """Log something that is as true of the mount's other images; `where` it showed first."""
@@ -213,14 +239,7 @@ class Opener:
 
     async def open_again(self, node: Node, write: bool) -> OpenImage:
         """As `open`; a block device that the dead server's last I/O still claims is waited for."""
-        patience = trio.current_time() + CLAIM_S
-        while True:
-            try:
-                return await self.open(node, write)
-            except OSError as error:
-                if error.errno != errno.EBUSY or trio.current_time() > patience:
-                    raise
-            await trio.sleep(FENCE_LOOK_S)
+        return await self._open_until(trio.current_time() + CLAIM_S, node, write)
 
     async def fence(self, image: OpenImage) -> None:
         """Wait until nothing of the dead server is in flight to the image.

@@ -276,6 +276,10 @@ class ImageTable:
 
     # -- after the death of a server --
 
+    def follow_a_server(self) -> None:
+        """A server has died just now, or handed over: what it leaves locked for a moment is waited for."""
+        self._opener.follow_a_server()
+
     async def restore(self) -> None:
         """Open and register what was open when the server before this one died, its own I/O having ended.
 

@@ -180,6 +180,8 @@ class Server:
                     nursery.start_soon(self._deliver_answers)
                     nursery.start_soon(self._follow_keeper, listening)
                     await self._open_driver()
+                    if self._predecessors_init is not None:
+                        self._table.follow_a_server()
                     await self._table.restore()
                     await self._serve_names(on_ready)
                 finally:

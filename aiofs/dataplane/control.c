@@ -113,10 +113,10 @@ static int64_t do_register(struct aiofs_plane *plane, const aiofs_command *comma
     image->block_size = command->block_size;
     image->queue = queue;
     image->sticky_error = command->error;
-    image->handle = command->handle;
     image->counters = command->counters;
     image->counters->sticky_error = command->error;
     image->counters->in_flight = 0;
+    image->handle = command->handle;
     return image_slot(&plane->images, image);
 }
 

@@ -286,9 +286,8 @@ MUTANTS = (
         "no-lock-at-open",
         "an image is locked while it is open",
         "aiofs/backing.py",
-        "            if write:\n                locks.lock_for_writing(fd)\n"
-        "            else:\n                locks.lock_for_reading(fd)\n",
-        "            pass\n",
+        "                return take(fd)\n",
+        "                return None\n",
         "tests/parts/test_images.py::test_an_image_locked_elsewhere_is_busy_and_the_holder_is_named",
     ),
     Mutant(

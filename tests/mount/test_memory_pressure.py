@@ -71,7 +71,7 @@ def group() -> Iterator[MemoryGroup]:
 
 
 def write_all(path: Path, size: int) -> None:
-    """An image without holes: for new blocks its own file system wants memory, in the name of who writes them."""
+    """An image without holes: for new blocks its file system wants memory, in the name of who writes them."""
     with path.open("wb") as file:
         for _ in range(size // MIB):
             file.write(bytes(MIB))

@@ -19,6 +19,7 @@ from working import DRIVERS, require_driver
 
 import aiofs
 from aiofs import survival
+from aiofs.ledger import FORMAT
 
 Mounting = Callable[..., MountedFs]
 MIB = 1 << 20
@@ -141,13 +142,15 @@ def test_a_newer_version_takes_over(mounted: Mounting, image: Path, tmp_path: Pa
 
 def test_a_version_with_another_ledger_is_refused(mounted: Mounting, image: Path, tmp_path: Path) -> None:
     """Before the old server stops."""
-    there = other_version(tmp_path, "ledger.py", "\nFORMAT = 1\n", "\nFORMAT = 99\n")
+    there = other_version(tmp_path, "ledger.py", f"\nFORMAT = {FORMAT}\n", "\nFORMAT = 99\n")
     fs = mounted(image.parent)
-    fs.allow("of format 1, this aiofs has 99")
+    fs.allow(f"of format {FORMAT}, this aiofs has 99")
     server = fs.server_pid
     done = restart_as(there, fs.path)
     assert done.returncode == 1
-    assert "was not restarted: the memory of the mount is of format 1, this aiofs has 99" in done.stderr
+    assert (
+        f"was not restarted: the memory of the mount is of format {FORMAT}, this aiofs has 99" in done.stderr
+    )
     assert fs.server_pid == server
     assert (fs.path / "a.img").read_bytes() == image.read_bytes()
 

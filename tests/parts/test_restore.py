@@ -237,6 +237,26 @@ def test_the_locks_of_the_dead_are_waited_for(server: Next, images: Path) -> Non
     die(table)
 
 
+def test_an_open_waits_for_the_lock_of_the_dead(server: Next, images: Path) -> None:
+    """It had locked an image that it had told nobody of: who opens that image now gets no EBUSY."""
+    die(server()[0])
+    table, plane = server()
+    dead = os.open(images / "a.img", os.O_RDWR)
+    locks.lock_for_writing(dead)
+
+    async def scenario() -> None:
+        table.follow_a_server()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(table.open, node_of(table), os.O_RDWR)
+            await trio.sleep(0.05)
+            assert not plane.images
+            os.close(dead)
+        assert plane.images
+
+    run(scenario)
+    die(table)
+
+
 def test_an_image_that_is_gone_keeps_no_other_from_coming_back(
     server: Next, images: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -69,7 +69,7 @@ static void serve_some(struct aiofs_plane *plane, uint8_t flags, int error)
     aiofs_command serve = {.verb = AIOFS_SERVE, .id = 2, .flags = flags & RESEND ? AIOFS_RESEND : 0};
     struct fuse_read_in reading = {.size = 4096};
     struct fuse_fsync_in syncing = {.fsync_flags = 1};
-    struct fuse_release_in releasing = {.fh = NODE};
+    struct fuse_release_in releasing = {.fh = 0}; /* as register_image has it */
     aiofs_image_counters before = counters;
     aiofs_progress begun = progress;
 
