@@ -50,9 +50,12 @@ static void answer(const uint8_t *data, size_t size, int error)
 {
     struct fuse_in_header asked;
     struct fuse_out_header header = {.error = error};
+    ssize_t got;
 
-    /* Waits: a thread of the plane's own sends it (outbox.c). */
-    if (recv(pairs[1][0], bytes, sizeof bytes, 0) < (ssize_t)sizeof asked)
+    do /* waits: a thread of the plane's own sends it (outbox.c); and libFuzzer's timer interrupts */
+        got = recv(pairs[1][0], bytes, sizeof bytes, 0);
+    while (got < 0 && errno == EINTR);
+    if (got < (ssize_t)sizeof asked)
         abort();
     memcpy(&asked, bytes, sizeof asked);
     header.unique = asked.unique;
