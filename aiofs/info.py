@@ -60,7 +60,8 @@ FIELDS: Mapping[str, str] = {
     "clock_s": "when the counters were read, in seconds of CLOCK_MONOTONIC: rates are differences by it",
     "plane": "counters of the data plane: requests read from the kernel; forwarded of them to the control "
     "plane; refused as malformed; batches submitted, ios in all of them, and batch_ios: [k] counts those "
-    "of 2^k to 2^(k+1)-1 ios; sleeps, and looks: sleeps avoided by looking a little longer; in_flight now",
+    "of 2^k to 2^(k+1)-1 ios; sleeps, and looks: sleeps avoided by looking a little longer; "
+    "look_trials: how often the other of the two was tried; in_flight now",
     "faults": "null, or what fault:DRIVER does on purpose: seed, reorder, ios given to it, overlaps (of them "
     "while one that they overlap was in flight: 0, or aiofs is wrong), and each fault's words and how many "
     "operations it struck",

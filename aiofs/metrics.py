@@ -35,6 +35,7 @@ _PLANE_COUNTERS = (
     ("refused_requests", "refused", "Malformed messages."),
     ("sleeps", "sleeps", "Waits in which the data plane's thread slept."),
     ("looks", "looks", "Sleeps that were avoided by looking for work a little longer."),
+    ("look_trials", "look_trials", "Times that the other of looking and sleeping was tried."),
     ("replies_together", "replies_together", "Answers that shared a system call with others."),
 )
 """Name of the metric, field of `plane` in info.json, help."""

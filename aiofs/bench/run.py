@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,6 +47,10 @@ class Targets:
         return self.read if op is Op.READ else self.write
 
 
+SIGNAL_WITHIN_S = 1.0
+"""How late a signal may be noticed that comes just as the wait for a cell begins."""
+
+
 class Watcher(Protocol):
     """Who is told how far the run is."""
 
@@ -83,7 +87,12 @@ def measured(driver: str, fd: int, load: Load, name: str) -> Measurement:
     stop = Stop()
     with ThreadPoolExecutor(1) as pool:
         try:
-            done = pool.submit(measure, driver, fd, load, stop).result()
+            running = pool.submit(measure, driver, fd, load, stop)
+            # Python notes a signal and acts on it later: between its last look at the note and the sleep is a
+            # moment in which one does not interrupt, so no sleep is for good.
+            while not wait([running], SIGNAL_WITHIN_S).done:
+                pass
+            done = running.result()
         except OSError as error:
             raise Failed(
                 f"driver {driver} does not open at depth {load.depth}: {os.strerror(error.errno or 0)}; "

@@ -197,6 +197,7 @@ typedef struct {
     uint64_t batch_ios[13]; /* batches by ios: [k] holds 2^k .. 2^(k+1)-1 */
     uint64_t sleeps;        /* waits in which the thread slept */
     uint64_t looks;         /* sleeps that were avoided by looking a little longer */
+    uint64_t look_trials;   /* how often the other of looking and sleeping was tried */
     uint64_t in_flight;     /* requests in work now */
     uint64_t replies_together; /* answers that shared a system call with others */
 } aiofs_plane_counters;
@@ -260,7 +261,7 @@ int32_t aiofs_fault_hold(int32_t hold);
 /* For tests: the first 65,536 ios that were submitted, in order; how many were copied. */
 int32_t aiofs_fault_log(aiofs_fault_entry *out, uint32_t max);
 
-/* ---- merge.h, protocol.h and histogram.h, for tests (testing.c) ---- */
+/* ---- merge.h, protocol.h, histogram.h and waiting.h, for tests (testing.c) ---- */
 
 typedef struct {
     uint64_t stream;
@@ -282,6 +283,14 @@ typedef struct {
 } aiofs_message;
 int32_t aiofs_parse(const void *data, uint32_t size, aiofs_message *out);
 uint32_t aiofs_latency_bucket(uint64_t ns);
+
+/* What the loop does before and after a wait, again and again, in simulated time: `sleep_ns` and `look_ns` a request
+ * in the two manners, of a caller that is a kernel thread or not, until it is `until_ns`. Returns the
+ * requests that there have been since aiofs_waiting_reset; `looks`: how many of them were waited for looking. */
+uint64_t aiofs_waiting_run(int64_t until_ns, int64_t sleep_ns, int64_t look_ns, int32_t by_kernel, uint64_t *looks);
+/* Anew: at time 0, looks of up to limit_ns. */
+void aiofs_waiting_reset(int64_t limit_ns);
+uint64_t aiofs_waiting_trials(void);
 
 /* ---- system calls that Python lacks ---- */
 

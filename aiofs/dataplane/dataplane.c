@@ -95,6 +95,7 @@ int32_t aiofs_open(aiofs_plane **out, const aiofs_config *config)
     plane->ready_end = &plane->ready;
     plane->held = config->held != 0;
     replies_init(&plane->replies, config, &plane->counters.replies_together);
+    waiting_init(&plane->waiting, (int64_t)config->look_us * 1000, NULL, &plane->counters.look_trials);
     if (config->init_size)
         memcpy(plane->init_request, config->init, config->init_size);
     plane->init_request_size = config->init_size;
@@ -155,6 +156,7 @@ static int continues_stream(struct aiofs_plane *plane, const struct message *mes
     plane->last_opcode = message->opcode;
     plane->last_node = message->node;
     plane->last_end = message->offset + message->length;
+    plane->last_pid = message->pid;
     return same;
 }
 
@@ -298,15 +300,9 @@ static int work(struct aiofs_plane *plane)
     return done;
 }
 
-/* Look for work a little longer instead of sleeping: to sleep and be woken costs 5-50 us, and at queue
- * depth 32 that is most of a request's round trip. Only while sleeps have been shorter than the look
- * would be, so an idle mount never looks. Returns 1 when work was found (and done). */
+/* Look for work a little longer instead of sleeping (waiting.h has when). Returns 1 when work was found (and done). */
 static int look(struct aiofs_plane *plane, int64_t start)
 {
-    int64_t limit = (int64_t)plane->config.look_us * 1000;
-
-    if (plane->sleep_ns >= limit)
-        return 0;
     do {
         plane->fuse_ready = 1;
         if (work(plane)) {
@@ -316,7 +312,7 @@ static int look(struct aiofs_plane *plane, int64_t start)
         /* A kernel thread that finishes our I/O (a file system's checksums, a loop device) may want this
          * very core, and would wait for the end of our slice. */
         sched_yield();
-    } while (clock_ns() - start < limit);
+    } while (clock_ns() - start < plane->waiting.limit_ns);
     return 0;
 }
 
@@ -346,23 +342,17 @@ static void note_events(struct aiofs_plane *plane, const struct epoll_event *eve
 
 static void wait_for_work(struct aiofs_plane *plane)
 {
-    int64_t limit = (int64_t)plane->config.look_us * 1000;
-    int64_t start = limit ? clock_ns() : 0;
-    int64_t slept;
+    int64_t start = clock_ns();
+    int looks = waiting_looks(&plane->waiting, start, plane->counters.requests, plane->last_pid);
 
-    if (!limit || !look(plane, start)) {
+    if (!looks || !look(plane, start)) {
         struct epoll_event events[16];
         int n = epoll_wait(plane->epoll_fd, events, 16, -1);
 
         plane->counters.sleeps++;
         note_events(plane, events, n);
     }
-    if (!limit)
-        return;
-    slept = clock_ns() - start;
-    if (slept > 4 * limit) /* so that a few short sleeps after a long one are enough to look again */
-        slept = 4 * limit;
-    plane->sleep_ns += (slept - plane->sleep_ns) / 8;
+    waiting_note(&plane->waiting, clock_ns() - start);
 }
 
 /* Of the stack, far more than the loop ever uses. */
@@ -378,7 +368,6 @@ int32_t aiofs_run(aiofs_plane *plane)
     pthread_sigmask(SIG_BLOCK, &all, NULL);
     replies_start(&plane->replies);
     plane->fuse_ready = plane->forward_ready = plane->control_ready = 1;
-    plane->sleep_ns = (int64_t)plane->config.look_us * 4000;
     if (plane->init_request_size)
         plane->failed = forward_replay_init(plane);
     for (;;) {

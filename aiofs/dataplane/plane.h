@@ -5,6 +5,7 @@
  *   space.c      what is special about FALLOCATE and LSEEK
  *   batch.c      of them, what is ready: merged and submitted
  *   replies.c    how answers are written
+ *   waiting.c    whether the loop looks for work or sleeps
  *   forward.c    everything else, to the control plane and back
  *   control.c    the commands of the control plane
  *
@@ -25,6 +26,7 @@
 #include "queue.h"
 #include "replies.h"
 #include "request.h"
+#include "waiting.h"
 
 #define QUEUES_MAX 16       /* drivers, those with faults included */
 #define PENDING_OPENS_MAX 1024
@@ -77,11 +79,12 @@ struct aiofs_plane {
     uint32_t last_opcode; /* the last message: where a stream would go on */
     uint64_t last_node;
     int64_t last_end;
+    uint32_t last_pid;
     int held; /* AIOFS_SERVE has not come: the kernel's requests wait */
     int long_data; /* the last message with data had more of it than is short */
     int unmounted;
     int failed; /* -errno: the loop cannot go on */
-    int64_t sleep_ns; /* moving average of how long the loop slept */
+    struct waiting waiting;
     atomic_int stop;
 };
 

@@ -79,6 +79,7 @@ void protocol_parse(struct message *out, const void *head, size_t size)
     out->opcode = in.opcode;
     out->unique = in.unique;
     out->node = in.nodeid;
+    out->pid = in.pid;
     if (in.len != size)
         return;
     body_size = size - sizeof in;

@@ -43,6 +43,7 @@ struct message {
     uint32_t opcode;
     uint64_t unique; /* as it came: bit 63 marks a resend, and the reply has to keep it */
     uint64_t node;
+    uint32_t pid;    /* of the thread that asks; 0: not known here */
     int64_t offset;  /* READ, WRITE, FALLOCATE: bytes, 0 .. INT64_MAX - length; LSEEK: anything */
     int64_t length;  /* READ, WRITE: bytes, 0 .. WIRE_DATA_MAX; FALLOCATE: bytes, > 0; else 0 */
     uint32_t mode;   /* FALLOCATE: as in fallocate(2); LSEEK: whence; not checked */

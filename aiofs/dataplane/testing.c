@@ -1,4 +1,4 @@
-/* testing.c -- the pure rooms (merge, protocol, histogram) made callable for the tests. No state of the plane. */
+/* testing.c -- the pure rooms (merge, protocol, histogram, waiting) made callable for the tests. No state of a plane. */
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -7,6 +7,7 @@
 #include "histogram.h"
 #include "merge.h"
 #include "protocol.h"
+#include "waiting.h"
 
 int32_t aiofs_merge(aiofs_span *spans, uint32_t n, int32_t *heads)
 {
@@ -50,4 +51,45 @@ int32_t aiofs_parse(const void *data, uint32_t size, aiofs_message *out)
 uint32_t aiofs_latency_bucket(uint64_t ns)
 {
     return histogram_bucket(ns);
+}
+
+static struct {
+    struct waiting waiting;
+    int64_t now_ns;
+    uint64_t requests, looks, trials;
+} waits;
+
+#define PROCESS 1
+#define KERNEL_THREAD 2
+
+static int is_kernel_thread(uint32_t pid)
+{
+    return pid == KERNEL_THREAD;
+}
+
+void aiofs_waiting_reset(int64_t limit_ns)
+{
+    memset(&waits, 0, sizeof waits);
+    waiting_init(&waits.waiting, limit_ns, is_kernel_thread, &waits.trials);
+}
+
+uint64_t aiofs_waiting_run(int64_t until_ns, int64_t sleep_ns, int64_t look_ns, int32_t by_kernel, uint64_t *looks)
+{
+    while (waits.now_ns < until_ns) {
+        uint32_t pid = by_kernel ? KERNEL_THREAD : PROCESS;
+        int manner = waiting_looks(&waits.waiting, waits.now_ns, waits.requests, pid);
+        int64_t ns = manner ? look_ns : sleep_ns;
+
+        waits.requests++;
+        waits.looks += (uint64_t)manner;
+        waits.now_ns += ns;
+        waiting_note(&waits.waiting, ns);
+    }
+    *looks = waits.looks;
+    return waits.requests;
+}
+
+uint64_t aiofs_waiting_trials(void)
+{
+    return waits.trials;
 }

@@ -11,6 +11,8 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -283,6 +285,33 @@ def test_a_temporary_file_has_no_name_also_without_o_tmpfile(
 
 
 # -- signals --
+
+
+def test_a_signal_that_interrupts_no_wait_ends_the_run(image: Path) -> None:
+    """Like one between Python's last look for signals and its sleep: another thread has it here."""
+
+    class Ended(Exception):
+        """What the handler raises."""
+
+    def end(_signal: int, _frame: object) -> None:
+        raise Ended
+
+    def send() -> None:
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, end)
+    timer = threading.Timer(0.2, send)
+    fd = os.open(image, os.O_RDONLY)
+    try:
+        timer.start()
+        start = time.monotonic()
+        with pytest.raises(Ended):
+            measured("sync", fd, Load(Op.READ, 1, 4096, 1 << 20, duration_s=TIMEOUT_S), "it")
+        assert time.monotonic() - start < TIMEOUT_S / 2, "it went on to its own end"
+    finally:
+        timer.join()
+        signal.signal(signal.SIGUSR1, before)
+        os.close(fd)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ PLANE = {
     "batch_ios": [1000, 2000, 0, 1000, *[0] * 9],
     "sleeps": 1,
     "looks": 2,
+    "look_trials": 4,
     "replies_together": 3,
     "in_flight": 3,
 }

@@ -25,6 +25,7 @@ PLANE = {
     "batch_ios": [4, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
     "sleeps": 3,
     "looks": 2,
+    "look_trials": 4,
     "replies_together": 3,
     "in_flight": 5,
 }

@@ -1,0 +1,123 @@
+/* waiting.c -- see waiting.h. */
+#include "waiting.h"
+
+#include <string.h>
+#include <unistd.h>
+
+#define MS INT64_C(1000000)
+
+/* A window that is compared lasts so long, and has so many requests. */
+#define WINDOW_NS (150 * MS)
+#define WINDOW_REQUESTS 64
+/* What the kernel's load balancer needs to place caller and server anew: 100-230 ms were seen. */
+#define SETTLE_NS (250 * MS)
+/* The other manner has to be faster by more than one part in so many: identical windows differ by some percent. */
+#define GAIN_PARTS 12
+/* From one trial to the next: doubling while it finds nothing better. */
+#define HOLD_NS (3200 * MS)
+#define HOLD_NS_MAX (51200 * MS)
+
+/* A kernel thread is in no process group (0), as are few others: the first process of a container and those that
+ * never left its group. Then, too, only the first choice is another one. Nobody (-1): it has ended. */
+static int is_kernel_thread(uint32_t pid)
+{
+    return pid != 0 && getpgid((pid_t)pid) == 0;
+}
+
+void waiting_init(struct waiting *waiting, int64_t limit_ns, int (*is_of_kernel)(uint32_t pid), uint64_t *trials)
+{
+    memset(waiting, 0, sizeof *waiting);
+    waiting->limit_ns = limit_ns;
+    waiting->wait_ns = 4 * limit_ns;
+    waiting->is_kernel_thread = is_of_kernel ? is_of_kernel : is_kernel_thread;
+    waiting->trials = trials;
+}
+
+static void hold(struct waiting *waiting, int64_t now_ns, int64_t hold_ns)
+{
+    waiting->state = WAITING_HOLDING;
+    waiting->hold_ns = hold_ns < HOLD_NS_MAX ? hold_ns : HOLD_NS_MAX;
+    waiting->trial_at_ns = now_ns + waiting->hold_ns;
+}
+
+static int is_trying(const struct waiting *waiting)
+{
+    return waiting->state == WAITING_SETTLING || waiting->state == WAITING_TRIAL;
+}
+
+/* Choose by who asks, when that has changed. Returns whether it has. */
+static int take_caller(struct waiting *waiting, int64_t now_ns, uint32_t pid)
+{
+    int for_kernel = waiting->is_kernel_thread(pid);
+
+    if (waiting->hold_ns && for_kernel == waiting->for_kernel)
+        return 0;
+    waiting->for_kernel = waiting->looks = for_kernel;
+    hold(waiting, now_ns, HOLD_NS);
+    return 1;
+}
+
+/* A window ends with this pace. */
+static void end_window(struct waiting *waiting, int64_t now_ns, int64_t pace_ns)
+{
+    switch (waiting->state) {
+    case WAITING_QUIET:
+        waiting->state = WAITING_HOLDING;
+        break;
+    case WAITING_HOLDING:
+        if (now_ns < waiting->trial_at_ns)
+            break;
+        waiting->pace_ns = pace_ns;
+        waiting->looks = !waiting->looks;
+        waiting->state = WAITING_SETTLING;
+        break;
+    case WAITING_SETTLING:
+        waiting->state = WAITING_TRIAL;
+        break;
+    case WAITING_TRIAL:
+        ++*waiting->trials;
+        if (waiting->pace_ns - pace_ns > waiting->pace_ns / GAIN_PARTS) {
+            hold(waiting, now_ns, HOLD_NS);
+            break;
+        }
+        waiting->looks = !waiting->looks;
+        hold(waiting, now_ns, 2 * waiting->hold_ns);
+        break;
+    }
+}
+
+static void be_quiet(struct waiting *waiting, int64_t now_ns)
+{
+    if (is_trying(waiting)) {
+        waiting->looks = !waiting->looks;
+        hold(waiting, now_ns, waiting->hold_ns);
+    }
+    waiting->state = WAITING_QUIET;
+}
+
+int waiting_looks(struct waiting *waiting, int64_t now_ns, uint64_t requests, uint32_t pid)
+{
+    int64_t ns = now_ns - waiting->start_ns;
+    uint64_t count = requests - waiting->start_requests;
+    int ends;
+
+    if (waiting->wait_ns >= waiting->limit_ns) {
+        be_quiet(waiting, now_ns);
+        return 0;
+    }
+    ends = ns >= (waiting->state == WAITING_SETTLING ? SETTLE_NS : WINDOW_NS) && count >= WINDOW_REQUESTS;
+    if (!ends && waiting->state != WAITING_QUIET)
+        return waiting->looks;
+    if (!take_caller(waiting, now_ns, pid))
+        end_window(waiting, now_ns, count ? ns / (int64_t)count : 0);
+    waiting->start_ns = now_ns;
+    waiting->start_requests = requests;
+    return waiting->looks;
+}
+
+void waiting_note(struct waiting *waiting, int64_t ns)
+{
+    if (ns > 4 * waiting->limit_ns) /* so that a few short waits after a long one are enough to look again */
+        ns = 4 * waiting->limit_ns;
+    waiting->wait_ns += (ns - waiting->wait_ns) / 8;
+}

@@ -1,0 +1,40 @@
+/* waiting.h -- how the loop waits when it has nothing to do: asleep, or looking for work a little longer.
+ *
+ * To sleep and be woken costs 5-50 us, at low depth much of a request's round trip. To look costs a core, and drives the
+ * caller off it: a process whose server sleeps is brought to the server's core by the kernel's load balancer
+ * within 0.1-0.2 s, and from then on needs no interrupt between cores. A loop device's requests come from kernel
+ * workers, wherever those run; there nothing is brought together, and looking wins. So the first choice goes
+ * by who asks. Other machines may be otherwise: now and then the other manner is tried for 0.4 s, and stays when it
+ * is faster. README.md has figures.
+ *
+ * A mount that is idle, or on a device slow enough for sleeping not to matter, never looks and tries nothing.
+ *
+ * Threads: the loop's. States: quiet -> holding -> settling -> trial -> holding ...; any -> quiet.
+ */
+#ifndef AIOFS_WAITING_H
+#define AIOFS_WAITING_H
+
+#include <stdint.h>
+
+struct waiting {
+    int64_t limit_ns; /* the longest look; 0: never look */
+    int64_t wait_ns;  /* moving average of how long waits lasted */
+    enum { WAITING_QUIET, WAITING_HOLDING, WAITING_SETTLING, WAITING_TRIAL } state;
+    int looks;        /* the manner in force */
+    int for_kernel;   /* who asked when it was chosen: a thread of the kernel */
+    int64_t start_ns; /* of this window */
+    uint64_t start_requests;
+    int64_t pace_ns;  /* time a request, in the last window before the trial */
+    int64_t hold_ns, trial_at_ns;
+    int (*is_kernel_thread)(uint32_t pid);
+    uint64_t *trials; /* counted up */
+};
+
+/* Looks last no longer than `limit_ns`; 0: never look. `is_kernel_thread`: NULL, the machine's own. */
+void waiting_init(struct waiting *waiting, int64_t limit_ns, int (*is_kernel_thread)(uint32_t pid), uint64_t *trials);
+/* Before a wait: is it to begin with a look? There have been `requests`, the last of thread `pid`. */
+int waiting_looks(struct waiting *waiting, int64_t now_ns, uint64_t requests, uint32_t pid);
+/* After it: how long it was. */
+void waiting_note(struct waiting *waiting, int64_t ns);
+
+#endif
