@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 
 import pytest
 
@@ -38,7 +37,7 @@ class Caller:
 
 
 @pytest.fixture(params=[False, True], ids=["process", "kernel thread"])
-def caller(request: pytest.FixtureRequest) -> Iterator[Caller]:
+def caller(request: pytest.FixtureRequest) -> Caller:
     """Each kind of caller, before a loop that has slept."""
     lib.aiofs_waiting_reset(LIMIT)
     return Caller(by_kernel=request.param)
