@@ -7,15 +7,19 @@
 #define MS INT64_C(1000000)
 
 /* A window that is compared lasts so long, and has so many requests. */
-#define WINDOW_NS (150 * MS)
+#define WINDOW_NS (100 * MS)
 #define WINDOW_REQUESTS 64
-/* What the kernel's load balancer needs to place caller and server anew: 100-230 ms were seen. */
-#define SETTLE_NS (250 * MS)
+/* What the kernel's load balancer needs to place caller and server anew: 10-20 ms were seen for a server that looks,
+ * 100-230 ms for one that sleeps. */
+#define SETTLE_LOOKING_NS (30 * MS)
+#define SETTLE_ASLEEP_NS (250 * MS)
 /* The other manner has to be faster by more than one part in so many: identical windows differ by some percent. */
 #define GAIN_PARTS 12
-/* From one trial to the next: doubling while it finds nothing better. */
-#define HOLD_NS (3200 * MS)
-#define HOLD_NS_MAX (51200 * MS)
+/* Until the first trial, which comes soon where it is cheap, and to the second; then four times as long each time
+ * that a trial finds nothing better. */
+#define FIRST_HOLD_ASLEEP_NS (200 * MS)
+#define HOLD_NS (4000 * MS)
+#define HOLD_NS_MAX (64000 * MS)
 
 /* A kernel thread is in no process group (0), as are few others: the first process of a container and those that
  * never left its group. Then, too, only the first choice is another one. Nobody (-1): it has ended. */
@@ -40,6 +44,11 @@ static void hold(struct waiting *waiting, int64_t now_ns, int64_t hold_ns)
     waiting->trial_at_ns = now_ns + waiting->hold_ns;
 }
 
+static int64_t first_hold(const struct waiting *waiting)
+{
+    return waiting->looks ? HOLD_NS : FIRST_HOLD_ASLEEP_NS;
+}
+
 static int is_trying(const struct waiting *waiting)
 {
     return waiting->state == WAITING_SETTLING || waiting->state == WAITING_TRIAL;
@@ -53,7 +62,7 @@ static int take_caller(struct waiting *waiting, int64_t now_ns, uint32_t pid)
     if (waiting->hold_ns && for_kernel == waiting->for_kernel)
         return 0;
     waiting->for_kernel = waiting->looks = for_kernel;
-    hold(waiting, now_ns, HOLD_NS);
+    hold(waiting, now_ns, first_hold(waiting));
     return 1;
 }
 
@@ -77,11 +86,11 @@ static void end_window(struct waiting *waiting, int64_t now_ns, int64_t pace_ns)
     case WAITING_TRIAL:
         ++*waiting->trials;
         if (waiting->pace_ns - pace_ns > waiting->pace_ns / GAIN_PARTS) {
-            hold(waiting, now_ns, HOLD_NS);
+            hold(waiting, now_ns, first_hold(waiting));
             break;
         }
         waiting->looks = !waiting->looks;
-        hold(waiting, now_ns, 2 * waiting->hold_ns);
+        hold(waiting, now_ns, waiting->hold_ns < HOLD_NS ? HOLD_NS : 4 * waiting->hold_ns);
         break;
     }
 }
@@ -95,6 +104,13 @@ static void be_quiet(struct waiting *waiting, int64_t now_ns)
     waiting->state = WAITING_QUIET;
 }
 
+static int64_t window_ns(const struct waiting *waiting)
+{
+    if (waiting->state != WAITING_SETTLING)
+        return WINDOW_NS;
+    return waiting->looks ? SETTLE_LOOKING_NS : SETTLE_ASLEEP_NS;
+}
+
 int waiting_looks(struct waiting *waiting, int64_t now_ns, uint64_t requests, uint32_t pid)
 {
     int64_t ns = now_ns - waiting->start_ns;
@@ -105,7 +121,7 @@ int waiting_looks(struct waiting *waiting, int64_t now_ns, uint64_t requests, ui
         be_quiet(waiting, now_ns);
         return 0;
     }
-    ends = ns >= (waiting->state == WAITING_SETTLING ? SETTLE_NS : WINDOW_NS) && count >= WINDOW_REQUESTS;
+    ends = ns >= window_ns(waiting) && count >= WINDOW_REQUESTS;
     if (!ends && waiting->state != WAITING_QUIET)
         return waiting->looks;
     if (!take_caller(waiting, now_ns, pid))

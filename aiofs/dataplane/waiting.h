@@ -4,7 +4,7 @@
  * caller off it: a process whose server sleeps is brought to the server's core by the kernel's load balancer
  * within 0.1-0.2 s, and from then on needs no interrupt between cores. A loop device's requests come from kernel
  * workers, wherever those run; there nothing is brought together, and looking wins. So the first choice goes
- * by who asks. Other machines may be otherwise: now and then the other manner is tried for 0.4 s, and stays when it
+ * by who asks. Other machines may be otherwise: now and then the other manner is tried for 0.1-0.4 s, and stays when it
  * is faster. README.md has figures.
  *
  * A mount that is idle, or on a device slow enough for sleeping not to matter, never looks and tries nothing.
