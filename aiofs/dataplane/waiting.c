@@ -9,12 +9,14 @@
 /* A window that is compared lasts so long, and has so many requests. */
 #define WINDOW_NS (100 * MS)
 #define WINDOW_REQUESTS 64
-/* What the kernel's load balancer needs to place caller and server anew: 10-20 ms were seen for a server that looks,
- * 100-230 ms for one that sleeps. */
-#define SETTLE_LOOKING_NS (30 * MS)
-#define SETTLE_ASLEEP_NS (250 * MS)
-/* The other manner has to be faster by more than one part in so many: identical windows differ by some percent. */
-#define GAIN_PARTS 12
+/* A trial of sleeping begins with what the kernel's load balancer needs to bring the caller here: 100-230 ms were seen.
+ * The other manner has to be faster by more than one part in so many: identical windows differ by some percent. */
+#define SETTLE_NS (250 * MS)
+#define GAIN_PARTS_ASLEEP 12
+/* A trial of looking is over before the balancer takes the caller away (10-20 ms), so that a caller who stays loses
+ * nothing. Until then looking is up to a fifth faster than it will be, so it has to be faster by more than a quarter. */
+#define LOOK_TRIAL_NS (8 * MS)
+#define GAIN_PARTS_LOOKING 4
 /* Until the first trial, which comes soon where it is cheap, and to the second; then four times as long each time
  * that a trial finds nothing better. */
 #define FIRST_HOLD_ASLEEP_NS (200 * MS)
@@ -66,6 +68,11 @@ static int take_caller(struct waiting *waiting, int64_t now_ns, uint32_t pid)
     return 1;
 }
 
+static int gain_parts(const struct waiting *waiting)
+{
+    return waiting->looks ? GAIN_PARTS_LOOKING : GAIN_PARTS_ASLEEP;
+}
+
 /* A window ends with this pace. */
 static void end_window(struct waiting *waiting, int64_t now_ns, int64_t pace_ns)
 {
@@ -78,14 +85,14 @@ static void end_window(struct waiting *waiting, int64_t now_ns, int64_t pace_ns)
             break;
         waiting->pace_ns = pace_ns;
         waiting->looks = !waiting->looks;
-        waiting->state = WAITING_SETTLING;
+        waiting->state = waiting->looks ? WAITING_TRIAL : WAITING_SETTLING;
         break;
     case WAITING_SETTLING:
         waiting->state = WAITING_TRIAL;
         break;
     case WAITING_TRIAL:
         ++*waiting->trials;
-        if (waiting->pace_ns - pace_ns > waiting->pace_ns / GAIN_PARTS) {
+        if (waiting->pace_ns - pace_ns > waiting->pace_ns / gain_parts(waiting)) {
             hold(waiting, now_ns, first_hold(waiting));
             break;
         }
@@ -106,9 +113,9 @@ static void be_quiet(struct waiting *waiting, int64_t now_ns)
 
 static int64_t window_ns(const struct waiting *waiting)
 {
-    if (waiting->state != WAITING_SETTLING)
-        return WINDOW_NS;
-    return waiting->looks ? SETTLE_LOOKING_NS : SETTLE_ASLEEP_NS;
+    if (waiting->state == WAITING_SETTLING)
+        return SETTLE_NS;
+    return waiting->state == WAITING_TRIAL && waiting->looks ? LOOK_TRIAL_NS : WINDOW_NS;
 }
 
 int waiting_looks(struct waiting *waiting, int64_t now_ns, uint64_t requests, uint32_t pid)
