@@ -17,9 +17,8 @@
  * nothing. Until then looking is up to a fifth faster than it will be, so it has to be faster by more than a quarter. */
 #define LOOK_TRIAL_NS (8 * MS)
 #define GAIN_PARTS_LOOKING 4
-/* Until the first trial, which comes soon where it is cheap, and to the second; then four times as long each time
- * that a trial finds nothing better. */
-#define FIRST_HOLD_ASLEEP_NS (200 * MS)
+/* Until the first trial, and then four times as long each time that a trial finds nothing better. Where the first is one
+ * of looking, which is cheap, it comes after the first window. */
 #define HOLD_NS (4000 * MS)
 #define HOLD_NS_MAX (64000 * MS)
 
@@ -48,7 +47,7 @@ static void hold(struct waiting *waiting, int64_t now_ns, int64_t hold_ns)
 
 static int64_t first_hold(const struct waiting *waiting)
 {
-    return waiting->looks ? HOLD_NS : FIRST_HOLD_ASLEEP_NS;
+    return waiting->looks ? HOLD_NS : 0;
 }
 
 static int is_trying(const struct waiting *waiting)
@@ -61,8 +60,9 @@ static int take_caller(struct waiting *waiting, int64_t now_ns, uint32_t pid)
 {
     int for_kernel = waiting->is_kernel_thread(pid);
 
-    if (waiting->hold_ns && for_kernel == waiting->for_kernel)
+    if (waiting->has_caller && for_kernel == waiting->for_kernel)
         return 0;
+    waiting->has_caller = 1;
     waiting->for_kernel = waiting->looks = for_kernel;
     hold(waiting, now_ns, first_hold(waiting));
     return 1;

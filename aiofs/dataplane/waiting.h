@@ -21,7 +21,8 @@ struct waiting {
     int64_t wait_ns;  /* moving average of how long waits lasted */
     enum { WAITING_QUIET, WAITING_HOLDING, WAITING_SETTLING, WAITING_TRIAL } state;
     int looks;        /* the manner in force */
-    int for_kernel;   /* who asked when it was chosen: a thread of the kernel */
+    int has_caller;   /* somebody has asked, */
+    int for_kernel;   /* and when the manner was chosen it was a thread of the kernel */
     int64_t start_ns; /* of this window */
     uint64_t start_requests;
     int64_t pace_ns;  /* time a request, in the last window before the trial */

@@ -55,7 +55,7 @@ def paces(*, look: bool) -> dict[str, int]:
 def test_the_first_choice_goes_by_who_asks(caller: Caller, request: pytest.FixtureRequest) -> None:
     """A process: asleep; a thread of the kernel: looking. At once, whatever is faster."""
     caller.calls(0.01, asleep=FAST, looking=FAST)  # the moving average comes down
-    caller.calls(0.15, asleep=FAST, looking=FAST)
+    caller.calls(0.08, asleep=FAST, looking=FAST)
     assert caller.share == is_kernel(request)
     assert lib.aiofs_waiting_trials() == 0
 
@@ -70,7 +70,7 @@ def test_the_faster_one_is_found_and_kept(caller: Caller, request: pytest.Fixtur
 
 
 def test_a_right_choice_is_tried_ever_more_rarely(caller: Caller, request: pytest.FixtureRequest) -> None:
-    """8 ms or 0.35 s of the other manner after 0.2 or 4 s, then 4 times as late: under 2 % of ten minutes."""
+    """8 ms or 0.35 s of the other manner after 0.1 or 4 s, then 4 times as late: under 2 % of ten minutes."""
     right = is_kernel(request)
     caller.calls(600, **paces(look=right))
     assert caller.share == pytest.approx(float(right), abs=0.02)
@@ -104,11 +104,11 @@ def test_another_caller_is_served_its_own_way(caller: Caller, request: pytest.Fi
     caller.calls(2, asleep=FAST, looking=FAST)
     caller.becomes(by_kernel=other)
     caller.calls(0.11, asleep=FAST, looking=FAST)
-    caller.calls(0.09, asleep=FAST, looking=FAST)
-    assert caller.share == other
+    caller.calls(0.3, asleep=FAST, looking=FAST)
+    assert caller.share == pytest.approx(float(other), abs=0.1)
 
 
-@pytest.mark.parametrize("pause_at_s", [(0.303, 4.2), (0.306, 4.4), (0.307, 4.445)])
+@pytest.mark.parametrize("pause_at_s", [(0.103, 4.2), (0.106, 4.4), (0.107, 4.445)])
 def test_a_pause_ends_a_trial(
     caller: Caller, request: pytest.FixtureRequest, pause_at_s: tuple[float, float]
 ) -> None:
