@@ -324,7 +324,11 @@ def test_a_signal_in_the_middle_ends_the_run(
     before = state(image)
     words = ["--runtime", "600", "--rounds", "1", "--workloads", "randwrite", "--quick"]
     process = subprocess.Popen(
-        [*AIOFS, "bench", str(image), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*AIOFS, "bench", str(image), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # a shell's background job ignores SIGINT
     )
     try:
         assert process.stderr is not None
