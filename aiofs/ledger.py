@@ -25,6 +25,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TypeVar
 
 from .errors import AiofsError
@@ -202,8 +203,10 @@ class Ledger:
             at += len(record)
         self._words[_LENGTHS + other] = at - start
         self._words[_ACTIVE] = other
-        self._map.madvise(mmap.MADV_REMOVE, _LOGS_AT + active * _LOG_BYTES, _LOG_BYTES)
         self._fold_at = min(max(_FOLD_AT, 2 * (at - start)), _LOG_BYTES)
+        # Refused where the server's memory is locked (EINVAL, madvise(2)): the old half stays, to be used again.
+        with suppress(OSError):
+            self._map.madvise(mmap.MADV_REMOVE, _LOGS_AT + active * _LOG_BYTES, _LOG_BYTES)
         return at - start
 
     def _give_up(self) -> None:

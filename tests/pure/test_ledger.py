@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import struct
 from collections.abc import Iterator
@@ -32,6 +33,13 @@ def successor(ledger: Ledger) -> Ledger:
 def left(ledger: Ledger, kind: Kind = Kind.NODE) -> dict[int, bytes]:
     """What a successor finds."""
     return dict(successor(ledger).records(kind))
+
+
+def lock_a_page(ledger: Ledger, offset: int) -> None:
+    """As mlockall(2) of a server does: what madvise(2) then refuses, it refuses for one locked page."""
+    address = ctypes.addressof(ctypes.c_char.from_buffer(ledger._map, offset))
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mlock(ctypes.c_void_p(address), 4096) == 0, os.strerror(ctypes.get_errno())
 
 
 def test_the_newest_record_counts(ledger: Ledger) -> None:
@@ -178,3 +186,15 @@ def test_what_is_written_in_place_is_shared(ledger: Ledger) -> None:
     assert memory[at : at + 4] == b"abcd"
     assert after - at >= SIZE
     assert not any(memory[at + 4 : after + SIZE])
+
+
+def test_a_log_in_locked_memory_folds(ledger: Ledger) -> None:
+    """Every record of many is there, those too at which the log was folded, both ways; nothing is raised."""
+    for half in (0, 1):
+        lock_a_page(ledger, module._LOGS_AT + half * module._LOG_BYTES)
+    ledger._fold_at = 4096
+    for number in range(20_000):
+        ledger.put(Kind.NODE, number % 100, number.to_bytes(4, "little") * 64)
+        if number % 1000 < 100:
+            assert left(ledger)[number % 100] == number.to_bytes(4, "little") * 64
+    assert left(ledger) == {n % 100: n.to_bytes(4, "little") * 64 for n in range(19_900, 20_000)}
