@@ -226,6 +226,13 @@ class ImageTable:
 
     def _close(self, image: OpenImage) -> None:
         """Close what is not registered (any more); its counters stay."""
+        try:
+            self._forget_open(image)
+        finally:
+            image.close()  # whatever happens: its lock would shut out the next open
+
+    def _forget_open(self, image: OpenImage) -> None:
+        """All that is kept of an open image, but for its descriptors."""
         error = image.counters.sticky_error
         if error:
             self._failed[image.name] = error
@@ -241,7 +248,6 @@ class ImageTable:
             if self._link is not None:
                 self._link.drop(image.node.ino)
         self._tallies.give_back(image.node, image.name, self.nodes.path(image.node), image.counters)
-        image.close()
 
     async def _drop(self, image: OpenImage) -> None:
         image.opens -= 1

@@ -204,7 +204,7 @@ class Ledger:
         self._words[_LENGTHS + other] = at - start
         self._words[_ACTIVE] = other
         self._fold_at = min(max(_FOLD_AT, 2 * (at - start)), _LOG_BYTES)
-        # Refused where the server's memory is locked (EINVAL, madvise(2)): the old half stays, to be used again.
+        # Refused where the server's memory is locked (EINVAL, madvise(2)): the old half stays, for next time.
         with suppress(OSError):
             self._map.madvise(mmap.MADV_REMOVE, _LOGS_AT + active * _LOG_BYTES, _LOG_BYTES)
         return at - start
