@@ -152,26 +152,60 @@ static void plan(struct aiofs_plane *plane, int n)
     }
 }
 
+/* Link the requests of the chain that begins at batch[head]. Returns how many they are. */
+static int link_chain(struct aiofs_plane *plane, int32_t head)
+{
+    struct request *last = plane->batch[head];
+    int count = 1;
+
+    for (int32_t i = plane->spans[head].next; i >= 0; i = plane->spans[i].next, count++)
+        last = last->merged = plane->batch[i];
+    return count;
+}
+
+/* Have merged READs read into one long buffer, held by the first, one behind the other: one piece of memory for the device
+ * instead of one a request. Returns whether it could be done. */
+static int share_buffer(struct aiofs_plane *plane, struct request *first)
+{
+    unsigned char *buffer;
+    size_t size = 0;
+
+    if (first->kind != REQUEST_READ)
+        return 0; /* the data of a WRITE are where they are */
+    for (const struct request *r = first; r; r = r->merged)
+        if (r->longer)
+            return 0;
+    static_assert(LONG_SIZE >= MERGE_BYTES_MAX, "a merged io has room in a long buffer");
+    buffer = request_get_long(&plane->pool);
+    if (!buffer)
+        return 0;
+    first->longer = buffer;
+    for (struct request *r = first; r; r = r->merged) {
+        r->payload = buffer + size;
+        size += r->length;
+    }
+    first->segments[0] = (struct iovec){buffer, size};
+    return 1;
+}
+
 /* Make the io of the chain that begins at batch[head]. */
 static struct io *join(struct aiofs_plane *plane, int32_t head)
 {
-    struct request *first = plane->batch[head], *last = first;
-    int count = 0;
+    struct request *first = plane->batch[head];
+    int count;
 
     if (plane->spans[head].next < 0)
         return &first->io;
-    for (int32_t i = head; i >= 0; i = plane->spans[i].next) {
-        struct request *r = plane->batch[i];
-
-        first->segments[count++] = r->single;
-        if (r != first) {
-            last->merged = r;
-            last = r;
-        }
-    }
-    first->io.iov = first->segments;
-    first->io.iovcnt = count;
+    count = link_chain(plane, head);
     first->image->counters->merged += (uint64_t)count - 1;
+    first->io.iov = first->segments;
+    if (share_buffer(plane, first)) {
+        first->io.iovcnt = 1;
+        return &first->io;
+    }
+    first->io.iovcnt = 0;
+    for (const struct request *r = first; r; r = r->merged)
+        first->segments[first->io.iovcnt++] = r->single;
     return &first->io;
 }
 

@@ -53,8 +53,13 @@ static int watch_all(struct aiofs_plane *plane)
 static int allocate(struct aiofs_plane *plane)
 {
     unsigned requests = plane->config.queue_depth + RESIZES_MAX;
-    int error = request_pool_open(&plane->pool, plane->config.queue_depth, RESIZES_MAX);
+    int error;
 
+    plane->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    plane->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (plane->epoll_fd < 0 || plane->wake_fd < 0)
+        return -errno;
+    error = request_pool_open(&plane->pool, plane->config.queue_depth, RESIZES_MAX, plane->wake_fd);
     if (!error)
         error = image_table_open(&plane->images, plane->config.max_images);
     if (error)
@@ -67,10 +72,6 @@ static int allocate(struct aiofs_plane *plane)
     plane->reply = populated_calloc(1, REPLY_MAX);
     if (!plane->merge || !plane->spans || !plane->heads || !plane->batch || !plane->ios || !plane->reply)
         return -ENOMEM;
-    plane->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    plane->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (plane->epoll_fd < 0 || plane->wake_fd < 0)
-        return -errno;
     error = outbox_open(&plane->up, plane->config.forward_fd, plane->wake_fd, UP_SIZE);
     return error ? error
                  : outbox_open(&plane->answers, plane->config.control_fd, plane->wake_fd, control_outbox_size(plane));
@@ -118,11 +119,11 @@ void aiofs_close(aiofs_plane *plane)
     replies_close(&plane->replies);
     outbox_close(&plane->up);
     outbox_close(&plane->answers);
+    request_pool_close(&plane->pool);
     if (plane->epoll_fd >= 0)
         close(plane->epoll_fd);
     if (plane->wake_fd >= 0)
         close(plane->wake_fd);
-    request_pool_close(&plane->pool);
     image_table_close(&plane->images);
     merge_free(plane->merge);
     free(plane->spans);
@@ -243,7 +244,7 @@ static size_t take_message(struct aiofs_plane *plane, struct request *r, struct 
     else if (!is_long && plane->long_data)
         memcpy(r->own, buffer, landed);
     if (is_long)
-        r->payload = buffer;
+        r->payload = r->longer = buffer;
     else
         request_put_long(&plane->pool, buffer);
     if (landed)

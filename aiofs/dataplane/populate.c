@@ -4,11 +4,17 @@
 #include <signal.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 
 #include "populate.h"
 
 #define PAGE 4096u
+#define HUGE_PAGE ((size_t)2 << 20)
+
+/* Buffers so long are better off in huge pages: a device is told of each piece of memory that is not next to the one before,
+ * and 1 MiB of single pages is 256 pieces. For shorter ones nothing was gained. */
+#define HUGE_ENOUGH ((size_t)1 << 20)
 
 /* Linux 5.14; Debian 12's libc has it, older ones do not. */
 #ifndef MADV_POPULATE_WRITE
@@ -47,14 +53,16 @@ __attribute__((noinline)) void populate_stack(size_t size)
 
 /* ---- stocks ---- */
 
-static void fill(struct stock *stock)
+/* Returns how many it has populated. */
+static unsigned fill(struct stock *stock)
 {
-    unsigned populated = atomic_load_explicit(&stock->populated, memory_order_relaxed);
+    unsigned before = atomic_load_explicit(&stock->populated, memory_order_relaxed), populated;
 
-    for (; populated < atomic_load(&stock->wanted); populated++) {
+    for (populated = before; populated < atomic_load(&stock->wanted); populated++) {
         populate(stock_buffer(stock, populated), stock->unit);
         atomic_store_explicit(&stock->populated, populated + 1, memory_order_release);
     }
+    return populated - before;
 }
 
 /* Raise `wanted` by a step. */
@@ -66,16 +74,38 @@ static void want_more(struct stock *stock)
     atomic_store(&stock->wanted, wanted + (left < stock->step ? left : stock->step));
 }
 
+static unsigned char *map(size_t size)
+{
+    void *memory =
+        mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    return memory == MAP_FAILED ? NULL : memory;
+}
+
+/* The same, beginning where a huge page can, and made of them where there are any. */
+static unsigned char *map_huge(size_t size)
+{
+    unsigned char *memory = map(size + HUGE_PAGE);
+    size_t before = -(uintptr_t)memory & (HUGE_PAGE - 1);
+
+    if (!memory)
+        return NULL;
+    if (before)
+        munmap(memory, before);
+    munmap(memory + before + size, HUGE_PAGE - before);
+    (void)madvise(memory + before, size, MADV_HUGEPAGE); /* EINVAL: a kernel without them */
+    return memory + before;
+}
+
 int stock_open(struct stock *stock, unsigned count, size_t unit, unsigned step)
 {
-    void *memory = mmap(NULL, count * unit, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                        -1, 0);
+    unsigned char *memory = unit < HUGE_ENOUGH ? map(count * unit) : map_huge(count * unit);
 
-    if (memory == MAP_FAILED)
+    if (!memory)
         return -ENOMEM;
     *stock = (struct stock){.memory = memory, .unit = unit, .count = count, .step = step};
     want_more(stock);
-    fill(stock);
+    (void)fill(stock);
     return 0;
 }
 
@@ -94,21 +124,27 @@ static void *run(void *argument)
 
     pthread_setname_np(pthread_self(), "aiofs-memory");
     while (!atomic_load(&filler->stop)) {
+        unsigned filled = 0;
+
         for (int i = 0; i < FILLER_STOCKS_MAX; i++)
-            fill(filler->stocks[i]);
+            filled += fill(filler->stocks[i]);
+        /* The loop may be asleep for want of it, while a device answers nothing that would wake it. */
+        if (filled)
+            (void)eventfd_write(filler->wake_fd, 1);
         while (sem_wait(&filler->asked) < 0 && errno == EINTR)
             ;
     }
     return NULL;
 }
 
-int filler_open(struct filler *filler, struct stock *first, struct stock *second)
+int filler_open(struct filler *filler, struct stock *first, struct stock *second, int wake_fd)
 {
     sigset_t all, before;
     int error;
 
     filler->stocks[0] = first;
     filler->stocks[1] = second;
+    filler->wake_fd = wake_fd;
     sem_init(&filler->asked, 0, 0);
     sigfillset(&all); /* signals are for the threads that know what to do with them */
     pthread_sigmask(SIG_BLOCK, &all, &before);

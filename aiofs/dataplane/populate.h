@@ -47,14 +47,15 @@ static inline unsigned char *stock_buffer(const struct stock *stock, unsigned i)
 
 struct filler {
     struct stock *stocks[FILLER_STOCKS_MAX];
+    int wake_fd; /* an eventfd, rung when there is more */
     sem_t asked;
     atomic_bool stop;
     bool running;
     pthread_t thread;
 };
 
-/* 0, or -errno. The stocks stay open until filler_close. */
-int filler_open(struct filler *filler, struct stock *first, struct stock *second);
+/* 0, or -errno. The stocks and `wake_fd` stay open until filler_close. */
+int filler_open(struct filler *filler, struct stock *first, struct stock *second, int wake_fd);
 void filler_close(struct filler *filler);
 
 /* All that is populated is in use: have some more soon. Never waits. One thread. */

@@ -45,7 +45,7 @@ static void take_up(struct request_pool *pool)
         request_put_long(pool, stock_buffer(&pool->longs, pool->longs_taken_up));
 }
 
-int request_pool_open(struct request_pool *pool, unsigned count, unsigned resizes)
+int request_pool_open(struct request_pool *pool, unsigned count, unsigned resizes, int wake_fd)
 {
     int error;
 
@@ -59,7 +59,7 @@ int request_pool_open(struct request_pool *pool, unsigned count, unsigned resize
     if (!error)
         error = stock_open(&pool->longs, count, LONG_SIZE, LONGS_STEP);
     if (!error)
-        error = filler_open(&pool->filler, &pool->shorts, &pool->longs);
+        error = filler_open(&pool->filler, &pool->shorts, &pool->longs, wake_fd);
     if (error) {
         request_pool_close(pool);
         return error;
@@ -131,8 +131,9 @@ void request_put(struct request_pool *pool, struct request *r)
     struct request **list = r->own ? &pool->free : &pool->free_resizes;
 
     assert(r->state != REQUEST_FREE && !r->waiters && !r->merged);
-    if (r->payload != r->own)
-        request_put_long(pool, r->payload);
+    if (r->longer)
+        request_put_long(pool, r->longer);
+    r->longer = NULL;
     r->payload = r->own;
     r->state = REQUEST_FREE;
     r->next = *list;

@@ -15,7 +15,7 @@
  * exactly once, on its way to FREE.
  *
  * Memory: a request has room of its own for what is short. What is longer is in a long buffer while the request
- * lasts. Both are stocks (populate.h): a start of each is there from the beginning, more comes as more is in
+ * lasts; READs that are merged share one, so that the device is given one piece of memory. Both are stocks (populate.h): a start of each is there from the beginning, more comes as more is in
  * use at once, up to `count`, and what has come stays.
  */
 #ifndef AIOFS_REQUEST_H
@@ -59,9 +59,9 @@ enum request_step {
 #define LONG_SIZE (WIRE_DATA_MAX + 2 * BLOCK_MAX)
 #define SHORT_SIZE (16384u + 2 * BLOCK_MAX)
 
-/* Populated at start, and whenever there are too few: 1 MiB and 4 MiB. */
+/* Populated at start, and whenever there are too few: 1 MiB, and two huge pages. */
 #define SHORTS_STEP 32
-#define LONGS_STEP 4
+#define LONGS_STEP 3
 
 /* Who goes through the page cache dirties whole pages, so it locks whole pages. */
 #define LOCK_GRANULE 4096u
@@ -96,8 +96,9 @@ struct request {
     struct request *newer, *older; /* the image's active list */
 
     unsigned char *head;    /* WIRE_HEAD bytes */
-    unsigned char *payload; /* page-aligned: `own`, or a long buffer of LONG_SIZE bytes */
+    unsigned char *payload; /* page-aligned: `own`, `longer`, or, merged, a part of the longer of who heads the io */
     unsigned char *own;     /* SHORT_SIZE bytes; NULL for the control plane's */
+    unsigned char *longer;  /* the long buffer that it holds, of LONG_SIZE bytes, or NULL */
     unsigned char *edge;    /* BLOCK_MAX bytes, page-aligned */
 };
 
@@ -119,6 +120,13 @@ static inline void request_lock_pages(struct request *r)
     r->lock_end = r->lock_end > INT64_MAX - LOCK_GRANULE ? INT64_MAX : round_up(r->lock_end, LOCK_GRANULE);
 }
 
+/* r is to be done alone, after it was a part of a merged io. */
+static inline void request_leave_shared(struct request *r)
+{
+    if (!r->longer)
+        r->payload = r->own;
+}
+
 struct request_pool {
     struct request *requests; /* `count` for the kernel's messages, then `resizes` without payload */
     struct request *free;     /* most recently used first: its payload is warm */
@@ -132,8 +140,8 @@ struct request_pool {
     struct filler filler;
 };
 
-/* 0, or -ENOMEM. */
-int request_pool_open(struct request_pool *pool, unsigned count, unsigned resizes);
+/* `wake_fd`: an eventfd of the loop, rung when there are more than there were. 0, or -errno. */
+int request_pool_open(struct request_pool *pool, unsigned count, unsigned resizes, int wake_fd);
 void request_pool_close(struct request_pool *pool);
 
 /* NULL: all that are populated are in use. */

@@ -386,6 +386,7 @@ static void finish_merged(struct aiofs_plane *plane, struct request *r, int64_t 
             finish(plane, r, r->length);
         } else {
             left = 0;
+            request_leave_shared(r);
             again(plane, r);
         }
         r = next;

@@ -193,10 +193,18 @@ MUTANTS = (
         "merged-error-spread",
         "of a merged io that fails only the request that really fails gets the error",
         f"{PLANE}/serve.c",
-        "            left = 0;\n            again(plane, r);",
+        "            left = 0;\n            request_leave_shared(r);\n            again(plane, r);",
         "            left = 0;\n            if (result < 0)\n                serve_fail(plane, r, result);\n"
         "            else\n                again(plane, r);",
         f"{RULES}::test_only_the_request_that_fails_gets_the_error",
+    ),
+    Mutant(
+        "merged-read-keeps-buffer",
+        "a READ that is done again alone reads into memory that nobody else has",
+        f"{PLANE}/request.h",
+        "    if (!r->longer)\n        r->payload = r->own;",
+        "    (void)r;",
+        f"{RULES}::test_a_read_done_again_leaves_the_buffer_that_was_shared",
     ),
     # -- whole blocks --
     Mutant(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def kernel() -> Iterator[FakeKernel]:
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    """An image of 1 MiB of known bytes."""
+    """An image of 1 MiB, no two places of which look alike."""
     path = tmp_path / "disk.img"
-    path.write_bytes(bytes(range(256)) * 4096)
+    path.write_bytes(random.Random(2008).randbytes(1 << 20))
     return path

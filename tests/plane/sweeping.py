@@ -35,8 +35,8 @@ class Answers:
     """By node: the errno of the first fsync that failed."""
     last_fsync: dict[int, int] = field(default_factory=dict)
     """By node: the errno of its last fsync, or 0."""
-    segments: int = 0
-    """Requests in the io that the first fault struck."""
+    merged: bool = False
+    """The io that the first fault struck was of several requests."""
     struck: int = 0
 
 
@@ -55,16 +55,18 @@ class Sweep:
         self._shadows: dict[int, Shadow] = {}
         self._answers = Answers()
         self._writes = 0
+        self._reads: set[tuple[int, int]] = set()
 
     def play(self, fault: Fault) -> Answers:
         """The script once, from fresh images, with one fault; what was answered. AssertionError: a lie."""
         self._answers = Answers()
         self._writes = 0
+        self._reads.clear()
         self.kernel.command(self._begin)
         set_faults(Plan((fault,)))
         self._script()
         self._answers.struck = fault_counts(Plan((fault,))).struck[0]
-        self._answers.segments = segments_of(fault.first)
+        self._answers.merged = self._is_merged(fault.first)
         assert overlaps() == 0
         set_faults(Plan())
         self.kernel.command(self._end)
@@ -93,6 +95,17 @@ class Sweep:
             assert counted["retries"] <= requests * RETRIES
             found = path.read_bytes()
             assert self._shadows[node].wrong(0, found, max(len(found), 1 << 20)) == [], f"image {node}"
+
+    def _is_merged(self, number: int) -> bool:
+        """Was operation `number` of the script made of several requests? False, too, when it has fewer operations."""
+        script = [entry for entry in entries() if entry.offset < FAR]
+        if number > len(script):
+            return False
+        io = script[number - 1]
+        if io.op != "read":
+            return io.segments > 1
+        # Merged READs share a buffer. Those of an O_DIRECT image are widened, and here never merged.
+        return not self.direct and (io.offset, io.length) not in self._reads
 
     # -- the script --
 
@@ -170,6 +183,8 @@ class Sweep:
                 assert self._shadows[node].wrong(offset, body, length) == [], f"read {node} {offset} {length}"
             self._fail(node, "read", error)
 
+        if node != BESIDE:  # which is not behind the faults
+            self._reads.add((offset, length))
         return self.kernel.send_read(offset, length, node=node), take
 
     def _fsync(self, node: int) -> Sent:
@@ -220,9 +235,3 @@ def fault_at(number: int, kind: Kind, value: int, *, forever: bool) -> Fault:
     """A fault of operation `number` of the script, or of it and all that follow."""
     last = MAX_NUMBER if forever else number
     return Fault(kind, value, end=FAR, first=number, last=last)
-
-
-def segments_of(number: int) -> int:
-    """Requests in operation `number` of the script; 0 when it has fewer operations."""
-    script = [entry for entry in entries() if entry.offset < FAR]
-    return script[number - 1].segments if number <= len(script) else 0

@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fakekernel import FakeKernel, entries, fault, hold, overlaps, release, submitted
+from fakekernel import FakeKernel, add_fault, entries, fault, hold, overlaps, release, submitted
+
+from aiofs.faults import Fault, Kind
 
 K = 4096
+STALL_NS = 300_000_000
 
 
 def test_a_read_and_a_write_reach_the_image(kernel: FakeKernel, image: Path) -> None:
@@ -327,6 +330,15 @@ def test_adjacent_requests_become_one_io(kernel: FakeKernel, image: Path) -> Non
     assert kernel.counters()["merged"] == 3
 
 
+def test_merged_reads_are_one_piece_of_memory(kernel: FakeKernel, image: Path) -> None:
+    """They are read into one buffer, end to end; WRITEs are written from where their data are."""
+    kernel.register(image)
+    kernel.together(lambda: [kernel.send_read(i * K, K) for i in range(4)])
+    assert [(io.length, io.segments) for io in entries() if io.op == "read"][-1] == (4 * K, 1)
+    kernel.together(lambda: [kernel.send_write(i * K, b"x" * K) for i in range(4)])
+    assert [(io.length, io.segments) for io in entries() if io.op == "write"] == [(4 * K, 4)]
+
+
 def test_nothing_is_merged_across_an_fsync(kernel: FakeKernel, image: Path) -> None:
     """Two adjacent WRITEs with an FSYNC between them are two ios."""
     kernel.register(image)
@@ -374,3 +386,18 @@ def test_a_short_merged_read_is_completed_one_by_one(kernel: FakeKernel, image: 
     data = image.read_bytes()
     for i, unique in enumerate(reads):
         assert kernel.reply(unique) == (0, data[i * K : (i + 1) * K])
+
+
+def test_a_read_done_again_leaves_the_buffer_that_was_shared(kernel: FakeKernel, image: Path) -> None:
+    """The first of a merged io is answered and its buffer used anew while the others are still read."""
+    kernel.register(image)
+    length = 32 * K
+    fault("read", K, first=0, end=4 * K, times=1)
+    add_fault(Fault(Kind.STALL, STALL_NS, ("read",), K, 2 * K, 2, 2))
+    reads: list[int] = []
+    kernel.together(lambda: (reads.extend(kernel.send_read(i * K, K) for i in range(4)), reads[:1])[1])
+    large = kernel.send_read(8 * K, length)
+    data = image.read_bytes()
+    for i, unique in enumerate(reads):
+        assert kernel.reply(unique) == (0, data[i * K : (i + 1) * K])
+    assert kernel.reply(large) == (0, data[8 * K : 8 * K + length])

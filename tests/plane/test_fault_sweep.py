@@ -94,7 +94,7 @@ def truthful(answers: Answers, fault: str, forever: bool) -> None:
     else:
         assert told <= {FAULTS[fault][1]}
         if not forever:
-            assert len(answers.failed) == (0 if answers.segments > 1 else 1)
+            assert len(answers.failed) == (0 if answers.merged else 1)
     if forever and FAULTS[fault][0] is Kind.ERROR:
         assert answers.last_fsync[SHARING], "the last operation of the script"
 
