@@ -97,7 +97,7 @@ class Sweep:
             assert self._shadows[node].wrong(0, found, max(len(found), 1 << 20)) == [], f"image {node}"
 
     def _is_merged(self, number: int) -> bool:
-        """Was operation `number` of the script made of several requests? False, too, when it has fewer operations."""
+        """Was operation `number` of the script, if it has so many, made of several requests?"""
         script = [entry for entry in entries() if entry.offset < FAR]
         if number > len(script):
             return False

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fakekernel import FakeKernel, add_fault, entries, fault, hold, overlaps, release, submitted
+from fakekernel import FakeKernel, entries, fault, hold, overlaps, release, submitted
 
+from aiofs.dataplane import add_fault
 from aiofs.faults import Fault, Kind
 
 K = 4096
@@ -395,7 +396,12 @@ def test_a_read_done_again_leaves_the_buffer_that_was_shared(kernel: FakeKernel,
     fault("read", K, first=0, end=4 * K, times=1)
     add_fault(Fault(Kind.STALL, STALL_NS, ("read",), K, 2 * K, 2, 2))
     reads: list[int] = []
-    kernel.together(lambda: (reads.extend(kernel.send_read(i * K, K) for i in range(4)), reads[:1])[1])
+
+    def first_of_four() -> list[int]:
+        reads.extend(kernel.send_read(i * K, K) for i in range(4))
+        return reads[:1]
+
+    kernel.together(first_of_four)
     large = kernel.send_read(8 * K, length)
     data = image.read_bytes()
     for i, unique in enumerate(reads):

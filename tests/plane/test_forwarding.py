@@ -394,3 +394,14 @@ def test_as_many_images_as_configured_can_be_registered(kernel: FakeKernel, imag
     for node in range(100, 164):
         if (node - 100) % 3:
             assert kernel.read(0, 4, node=node) == image.read_bytes()[:4]
+
+
+def test_more_long_requests_than_ever_wait_for_no_answer(kernel: FakeKernel, image: Path) -> None:
+    """A device that answers nothing keeps what it has been given; memory for others comes all the same."""
+    kernel.register(image)
+    hold()
+    large = [kernel.send_read(0, 1 << 15) for _ in range(kernel.queue_depth)]
+    kernel.wait_for_submits(len(large))
+    release()
+    for unique in large:
+        assert kernel.reply(unique) == (0, image.read_bytes()[: 1 << 15])
