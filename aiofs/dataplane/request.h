@@ -59,8 +59,8 @@ enum request_step {
 #define LONG_SIZE (WIRE_DATA_MAX + 2 * BLOCK_MAX)
 #define SHORT_SIZE (16384u + 2 * BLOCK_MAX)
 
-/* Populated at start, and whenever there are too few: 1 MiB, and two huge pages. */
-#define SHORTS_STEP 32
+/* Populated at start, and whenever there are too few: half a MiB, and two huge pages. */
+#define SHORTS_STEP 16
 #define LONGS_STEP 3
 
 /* Who goes through the page cache dirties whole pages, so it locks whole pages. */
