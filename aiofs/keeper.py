@@ -266,7 +266,7 @@ class Keeper:
         self._server = None
         if server.ended is not None:
             self._status = server.ended
-        elif not self._ready:
+        elif not self._ready and (not self._held or server.failed is not None):
             self._end_unmounted(server, status)
         elif standby is not None and standby is not server and standby.prepared:
             self._restarts += 1
@@ -278,7 +278,10 @@ class Keeper:
             self._replace(server, status)
 
     def _end_unmounted(self, server: _Server, status: int) -> None:
-        """There is no mount, or one that has never answered: what the server says of it is all there is."""
+        """There is no mount, or one that has never answered: what the server says of it is all there is.
+
+        One that died without a word may have answered before it could say so; its successor finds out.
+        """
         if self._held:
             self._give_up_mount()
         failed = server.failed or _death(status)

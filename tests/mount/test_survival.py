@@ -346,6 +346,37 @@ def test_a_mount_whose_servers_cannot_start_is_given_up(image_dir: Path, mountpo
     assert not is_mounted(mountpoint)
 
 
+FIRST_UNHEARD = """
+import sys
+from aiofs import keeper
+from aiofs.cli import main
+serves = keeper.Keeper._serves
+heard = []
+def but_of_the_first(self, server):
+    heard.append(server)
+    if len(heard) > 1:
+        serves(self, server)
+keeper.Keeper._serves = but_of_the_first
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_first_server_that_dies_as_soon_as_it_serves_is_followed(image_dir: Path, mountpoint: Path) -> None:
+    """The mount has answered, but the keeper has not heard so."""
+    (image_dir / "a").write_bytes(b"here")
+    words = [sys.executable, "-c", FIRST_UNHEARD, "mount", str(image_dir), str(mountpoint), "--foreground"]
+    keeper = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: is_mounted(mountpoint))
+    server = json.loads((mountpoint / ".aiofs/info.json").read_bytes())["server_pid"]
+    os.kill(server, signal.SIGKILL)
+    assert (mountpoint / "a").read_bytes() == b"here"
+    keeper.terminate()
+    _, said = keeper.communicate(timeout=30)
+    assert keeper.returncode == 0, said
+    assert "starting another one" in said
+    assert not is_mounted(mountpoint)
+
+
 def test_a_mount_that_shall_not_survive_does_not(mounted: Mounting, image_dir: Path) -> None:
     """--no-survive: one process, which is the mount."""
     fs = mounted(image_dir, "--no-survive")
