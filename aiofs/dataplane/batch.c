@@ -163,8 +163,8 @@ static int link_chain(struct aiofs_plane *plane, int32_t head)
     return count;
 }
 
-/* Have merged READs read into one long buffer, held by the first, one behind the other: one piece of memory for the device
- * instead of one a request. Returns whether it could be done. */
+/* Have merged READs read into one long buffer, held by the first, one behind the other: one piece of memory
+ * for the device instead of one a request. Returns whether it could be done. */
 static int share_buffer(struct aiofs_plane *plane, struct request *first)
 {
     unsigned char *buffer;

@@ -15,8 +15,9 @@
  * exactly once, on its way to FREE.
  *
  * Memory: a request has room of its own for what is short. What is longer is in a long buffer while the request
- * lasts; READs that are merged share one, so that the device is given one piece of memory. Both are stocks (populate.h): a start of each is there from the beginning, more comes as more is in
- * use at once, up to `count`, and what has come stays.
+ * lasts; READs that are merged share one, held by the first, so that the device is given one piece of memory.
+ * Both are stocks (populate.h): a start of each is there from the beginning, more comes as more is in use at
+ * once, up to `count`, and what has come stays.
  */
 #ifndef AIOFS_REQUEST_H
 #define AIOFS_REQUEST_H
@@ -120,7 +121,7 @@ static inline void request_lock_pages(struct request *r)
     r->lock_end = r->lock_end > INT64_MAX - LOCK_GRANULE ? INT64_MAX : round_up(r->lock_end, LOCK_GRANULE);
 }
 
-/* r is to be done alone, after it was a part of a merged io. */
+/* r is to be done alone, after it was a part of a merged io: what it shared is free when the first has been answered. */
 static inline void request_leave_shared(struct request *r)
 {
     if (!r->longer)

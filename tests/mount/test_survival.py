@@ -327,12 +327,18 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+def mounted_by(keeper: str, source: Path, mountpoint: Path) -> subprocess.Popen[str]:
+    """A mount whose keeper is a script, in the foreground."""
+    words = [sys.executable, "-c", keeper, "mount", str(source), str(mountpoint), "--foreground"]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: is_mounted(mountpoint))
+    return process
+
+
 def test_a_mount_whose_servers_cannot_start_is_given_up(image_dir: Path, mountpoint: Path) -> None:
     """After five in a row: who waits gets an error, the mount is gone, and the status is not 0."""
     (image_dir / "a").write_bytes(b"here")
-    words = [sys.executable, "-c", NO_SUCCESSOR, "mount", str(image_dir), str(mountpoint), "--foreground"]
-    keeper = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: is_mounted(mountpoint))
+    keeper = mounted_by(NO_SUCCESSOR, image_dir, mountpoint)
     held = os.open(mountpoint / "a", os.O_RDONLY | os.O_DIRECT)
     server = json.loads((mountpoint / ".aiofs/info.json").read_bytes())["server_pid"]
     os.kill(server, signal.SIGKILL)
@@ -364,9 +370,7 @@ sys.exit(main(sys.argv[1:]))
 def test_a_first_server_that_dies_as_soon_as_it_serves_is_followed(image_dir: Path, mountpoint: Path) -> None:
     """The mount has answered, but the keeper has not heard so."""
     (image_dir / "a").write_bytes(b"here")
-    words = [sys.executable, "-c", FIRST_UNHEARD, "mount", str(image_dir), str(mountpoint), "--foreground"]
-    keeper = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: is_mounted(mountpoint))
+    keeper = mounted_by(FIRST_UNHEARD, image_dir, mountpoint)
     server = json.loads((mountpoint / ".aiofs/info.json").read_bytes())["server_pid"]
     os.kill(server, signal.SIGKILL)
     assert (mountpoint / "a").read_bytes() == b"here"
