@@ -285,12 +285,15 @@ int32_t aiofs_parse(const void *data, uint32_t size, aiofs_message *out);
 uint32_t aiofs_latency_bucket(uint64_t ns);
 
 /* What the loop does before and after a wait, again and again, in simulated time: `sleep_ns` and `look_ns` a request
- * in the two manners, of a caller that is a kernel thread or not, until it is `until_ns`. Returns the
- * requests that there have been since aiofs_waiting_reset; `looks`: how many of them were waited for looking. */
-uint64_t aiofs_waiting_run(int64_t until_ns, int64_t sleep_ns, int64_t look_ns, int32_t by_kernel, uint64_t *looks);
+ * in the two manners, of a process that uses so many hundredths of a core, or (-1) a kernel thread, until it is `until_ns`.
+ * Returns the requests that there have been since aiofs_waiting_reset; `looks`: how many of them were waited for looking. */
+uint64_t aiofs_waiting_run(int64_t until_ns, int64_t sleep_ns, int64_t look_ns, int32_t processor_percent,
+                           uint64_t *looks);
 /* Anew: at time 0, looks of up to limit_ns. */
 void aiofs_waiting_reset(int64_t limit_ns);
 uint64_t aiofs_waiting_trials(void);
+/* Processor time that the process has used, ns; 0: unknown. */
+int64_t aiofs_waiting_processor_ns(uint32_t pid);
 
 /* ---- system calls that Python lacks ---- */
 

@@ -96,7 +96,8 @@ int32_t aiofs_open(aiofs_plane **out, const aiofs_config *config)
     plane->ready_end = &plane->ready;
     plane->held = config->held != 0;
     replies_init(&plane->replies, config, &plane->counters.replies_together);
-    waiting_init(&plane->waiting, (int64_t)config->look_us * 1000, NULL, &plane->counters.look_trials);
+    waiting_init(&plane->waiting, (int64_t)config->look_us * 1000, &waiting_callers,
+                 &plane->counters.look_trials);
     if (config->init_size)
         memcpy(plane->init_request, config->init, config->init_size);
     plane->init_request_size = config->init_size;

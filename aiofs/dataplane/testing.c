@@ -55,7 +55,7 @@ uint32_t aiofs_latency_bucket(uint64_t ns)
 
 static struct {
     struct waiting waiting;
-    int64_t now_ns;
+    int64_t now_ns, processor_ns;
     uint64_t requests, looks, trials;
 } waits;
 
@@ -67,22 +67,31 @@ static int is_kernel_thread(uint32_t pid)
     return pid == KERNEL_THREAD;
 }
 
-void aiofs_waiting_reset(int64_t limit_ns)
+static int64_t processor_ns(uint32_t pid)
 {
-    memset(&waits, 0, sizeof waits);
-    waiting_init(&waits.waiting, limit_ns, is_kernel_thread, &waits.trials);
+    return pid == PROCESS ? waits.processor_ns : 0;
 }
 
-uint64_t aiofs_waiting_run(int64_t until_ns, int64_t sleep_ns, int64_t look_ns, int32_t by_kernel, uint64_t *looks)
+void aiofs_waiting_reset(int64_t limit_ns)
+{
+    static const struct waiting_callers callers = {is_kernel_thread, processor_ns};
+
+    memset(&waits, 0, sizeof waits);
+    waiting_init(&waits.waiting, limit_ns, &callers, &waits.trials);
+}
+
+uint64_t aiofs_waiting_run(int64_t until_ns, int64_t sleep_ns, int64_t look_ns, int32_t processor_percent,
+                           uint64_t *looks)
 {
     while (waits.now_ns < until_ns) {
-        uint32_t pid = by_kernel ? KERNEL_THREAD : PROCESS;
+        uint32_t pid = processor_percent < 0 ? KERNEL_THREAD : PROCESS;
         int manner = waiting_looks(&waits.waiting, waits.now_ns, waits.requests, pid);
         int64_t ns = manner ? look_ns : sleep_ns;
 
         waits.requests++;
         waits.looks += (uint64_t)manner;
         waits.now_ns += ns;
+        waits.processor_ns += processor_percent > 0 ? ns * processor_percent / 100 : 0;
         waiting_note(&waits.waiting, ns);
     }
     *looks = waits.looks;
@@ -92,4 +101,9 @@ uint64_t aiofs_waiting_run(int64_t until_ns, int64_t sleep_ns, int64_t look_ns, 
 uint64_t aiofs_waiting_trials(void)
 {
     return waits.trials;
+}
+
+int64_t aiofs_waiting_processor_ns(uint32_t pid)
+{
+    return waiting_callers.processor_ns(pid);
 }

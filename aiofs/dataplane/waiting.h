@@ -2,9 +2,10 @@
  *
  * To sleep and be woken costs 5-50 us, at low depth much of a request's round trip. To look costs a core, and drives the
  * caller off it: a process whose server sleeps is brought to the server's core by the kernel's load balancer
- * within 0.1-0.2 s, and from then on needs no interrupt between cores. A loop device's requests come from kernel
- * workers, wherever those run; there nothing is brought together, and looking wins. So the first choice goes
- * by who asks. Other machines, and storage as fast as memory, are otherwise: now and then the other manner is tried,
+ * within 0.1-0.2 s, and from then on needs no interrupt between cores. Some callers share no core: a loop device's
+ * requests come from kernel workers, wherever those run, and a process may keep one busy while it waits for us (an
+ * emulated guest, whoever polls). There looking wins. So the first choice goes by who asks. Other machines, and
+ * storage as fast as memory, are otherwise: now and then the other manner is tried,
  * looking for 8 ms, sleeping for 0.35 s, and stays when it is faster. README.md has figures.
  *
  * A mount that is idle, or on a device slow enough for sleeping not to matter, never looks and tries nothing.
@@ -16,23 +17,36 @@
 
 #include <stdint.h>
 
+/* What is asked about who sent a request, by its `pid`: a thread's id, 0 when the kernel knows none. */
+struct waiting_callers {
+    int (*is_kernel_thread)(uint32_t pid);
+    /* Processor time that the process has used, ns; 0: unknown. */
+    int64_t (*processor_ns)(uint32_t pid);
+};
+extern const struct waiting_callers waiting_callers; /* this machine's */
+
 struct waiting {
     int64_t limit_ns; /* the longest look; 0: never look */
     int64_t wait_ns;  /* moving average of how long waits lasted */
     enum { WAITING_QUIET, WAITING_HOLDING, WAITING_SETTLING, WAITING_TRIAL } state;
     int looks;        /* the manner in force */
     int has_caller;   /* somebody has asked, */
-    int for_kernel;   /* and when the manner was chosen it was a thread of the kernel */
+    int keeps_core;   /* and when the manner was chosen it was one that shares no core with us */
+    struct {
+        int is_busy;  /* who was measured last kept a core busy */
+        uint32_t pid; /* who is measured, */
+        int64_t at_ns, processor_ns; /* since then, when it had used so much */
+    } process;
     int64_t start_ns; /* of this window */
     uint64_t start_requests;
     int64_t pace_ns;  /* time a request, in the last window before the trial */
     int64_t hold_ns, trial_at_ns;
-    int (*is_kernel_thread)(uint32_t pid);
+    const struct waiting_callers *callers;
     uint64_t *trials; /* counted up */
 };
 
-/* Looks last no longer than `limit_ns`; 0: never look. `is_kernel_thread`: NULL, the machine's own. */
-void waiting_init(struct waiting *waiting, int64_t limit_ns, int (*is_kernel_thread)(uint32_t pid), uint64_t *trials);
+/* Looks last no longer than `limit_ns`; 0: never look. */
+void waiting_init(struct waiting *waiting, int64_t limit_ns, const struct waiting_callers *callers, uint64_t *trials);
 /* Before a wait: is it to begin with a look? There have been `requests`, the last of thread `pid`. */
 int waiting_looks(struct waiting *waiting, int64_t now_ns, uint64_t requests, uint32_t pid);
 /* After it: how long it was. */

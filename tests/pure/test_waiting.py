@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import threading
+import time
+
 import pytest
 
 from aiofs.dataplane.binding import ffi, lib
@@ -10,13 +15,16 @@ US = 1000
 S = 10**9
 LIMIT = 100 * US
 FAST, SLOW = 40 * US, 70 * US
+KERNEL_THREAD, LIGHT, BUSY = -1, 30, 120
+"""What it uses of a core, percent; -1: it is no process."""
+KINDS = {"process": LIGHT, "busy process": BUSY, "kernel thread": KERNEL_THREAD}
 
 
 class Caller:
     """One that waits for each answer, from time 0 on; `share` is of the last stretch."""
 
-    def __init__(self, *, by_kernel: bool) -> None:
-        self._by_kernel = by_kernel
+    def __init__(self, kind: int) -> None:
+        self.kind = kind
         self._now = 0
         self._before = (0, 0)
         self.share = 0.0
@@ -26,25 +34,27 @@ class Caller:
         """For so long, at these times a request (ns) in the two manners."""
         looks = ffi.new("uint64_t *")
         self._now += int(seconds * S)
-        requests = lib.aiofs_waiting_run(self._now, asleep, looking, int(self._by_kernel), looks)
+        requests = lib.aiofs_waiting_run(self._now, asleep, looking, self.kind, looks)
         self.share = (looks[0] - self._before[1]) / max(1, requests - self._before[0])
         self._before = (requests, looks[0])
 
-    def becomes(self, *, by_kernel: bool) -> None:
-        """Somebody else asks from now on."""
-        self._by_kernel = by_kernel
+    def begins(self) -> None:
+        """Until it is known, and nothing has been tried yet."""
+        self.calls(0.01, asleep=FAST, looking=FAST)  # the moving average comes down
+        if self.kind == BUSY:
+            self.calls(0.1, asleep=FAST, looking=FAST)
+
+    @property
+    def keeps_core(self) -> bool:
+        """So looking is the first choice."""
+        return self.kind in (BUSY, KERNEL_THREAD)
 
 
-@pytest.fixture(params=[False, True], ids=["process", "kernel thread"])
+@pytest.fixture(params=KINDS.values(), ids=KINDS)
 def caller(request: pytest.FixtureRequest) -> Caller:
     """Each kind of caller, before a loop that has slept."""
     lib.aiofs_waiting_reset(LIMIT)
-    return Caller(by_kernel=request.param)
-
-
-def is_kernel(request: pytest.FixtureRequest) -> bool:
-    """The kind of this test's caller."""
-    return bool(request.node.callspec.params["caller"])
+    return Caller(request.param)
 
 
 def paces(*, look: bool) -> dict[str, int]:
@@ -52,26 +62,27 @@ def paces(*, look: bool) -> dict[str, int]:
     return {"asleep": SLOW, "looking": FAST} if look else {"asleep": FAST, "looking": SLOW}
 
 
-def test_the_first_choice_goes_by_who_asks(caller: Caller, request: pytest.FixtureRequest) -> None:
-    """A process: asleep; a thread of the kernel: looking. At once, whatever is faster."""
-    caller.calls(0.01, asleep=FAST, looking=FAST)  # the moving average comes down
+def test_the_first_choice_goes_by_who_asks(caller: Caller) -> None:
+    """A process: asleep; one that keeps a core busy or a kernel thread: looking. Whatever is faster."""
+    caller.begins()
     caller.calls(0.08, asleep=FAST, looking=FAST)
-    assert caller.share == is_kernel(request)
+    assert caller.share == caller.keeps_core
     assert lib.aiofs_waiting_trials() == 0
 
 
-def test_the_faster_one_is_found_and_kept(caller: Caller, request: pytest.FixtureRequest) -> None:
+def test_the_faster_one_is_found_and_kept(caller: Caller) -> None:
     """The first choice is wrong here: one trial, and 95 % of what follows is in the other manner."""
-    better = not is_kernel(request)
-    caller.calls(4.45, **paces(look=better))
+    better = not caller.keeps_core
+    caller.begins()
+    caller.calls(4.44, **paces(look=better))
     assert lib.aiofs_waiting_trials() == 1
     caller.calls(100, **paces(look=better))
     assert caller.share == pytest.approx(float(better), abs=0.05)
 
 
-def test_a_right_choice_is_tried_ever_more_rarely(caller: Caller, request: pytest.FixtureRequest) -> None:
+def test_a_right_choice_is_tried_ever_more_rarely(caller: Caller) -> None:
     """8 ms or 0.35 s of the other manner after 0.1 or 4 s, then 4 times as late: under 2 % of ten minutes."""
-    right = is_kernel(request)
+    right = caller.keeps_core
     caller.calls(600, **paces(look=right))
     assert caller.share == pytest.approx(float(right), abs=0.02)
     trials = lib.aiofs_waiting_trials()
@@ -80,40 +91,69 @@ def test_a_right_choice_is_tried_ever_more_rarely(caller: Caller, request: pytes
     assert lib.aiofs_waiting_trials() > trials
 
 
-def test_a_gain_within_the_noise_changes_nothing(caller: Caller, request: pytest.FixtureRequest) -> None:
+def test_a_gain_within_the_noise_changes_nothing(caller: Caller) -> None:
     """The other manner is 5 % faster."""
-    right = is_kernel(request)
+    right = caller.keeps_core
     one, other = 40 * US, 38 * US
     caller.calls(60, asleep=other if right else one, looking=one if right else other)
     assert lib.aiofs_waiting_trials() > 0
     assert caller.share == pytest.approx(float(right), abs=0.05)
 
 
-def test_another_load_is_measured_anew(caller: Caller, request: pytest.FixtureRequest) -> None:
+def test_another_load_is_measured_anew(caller: Caller) -> None:
     """What was better becomes worse: changed back at the next trial."""
-    right = is_kernel(request)
+    right = caller.keeps_core
     caller.calls(30, **paces(look=not right))
     caller.calls(60, **paces(look=right))
     caller.calls(30, **paces(look=right))
     assert caller.share == pytest.approx(float(right), abs=0.1)
 
 
-def test_another_caller_is_served_its_own_way(caller: Caller, request: pytest.FixtureRequest) -> None:
-    """A loop device goes, a process comes, or the other way round: chosen anew within a window."""
-    other = not is_kernel(request)
+@pytest.mark.parametrize("other", KINDS.values(), ids=KINDS)
+def test_another_caller_is_served_its_own_way(caller: Caller, other: int) -> None:
+    """A loop device goes, a process comes, or it begins to spin: chosen anew within a window, or two."""
     caller.calls(2, asleep=FAST, looking=FAST)
-    caller.becomes(by_kernel=other)
-    caller.calls(0.11, asleep=FAST, looking=FAST)
+    caller.kind = other
+    caller.calls(0.22, asleep=FAST, looking=FAST)
     caller.calls(0.3, asleep=FAST, looking=FAST)
-    assert caller.share == pytest.approx(float(other), abs=0.1)
+    assert caller.share == pytest.approx(float(caller.keeps_core), abs=0.1)
 
 
-@pytest.mark.parametrize("pause_at_s", [(0.103, 4.2), (0.106, 4.4), (0.107, 4.445)])
-def test_a_pause_ends_a_trial(
-    caller: Caller, request: pytest.FixtureRequest, pause_at_s: tuple[float, float]
-) -> None:
+def test_a_load_of_most_of_a_core_changes_nothing() -> None:
+    """Neither does a process that uses 80 % count as busy, nor does it cease to be when it has been."""
+    lib.aiofs_waiting_reset(LIMIT)
+    caller = Caller(80)
+    caller.calls(3, asleep=FAST, looking=FAST)
+    assert caller.share < 0.05
+    caller.kind = BUSY
+    caller.calls(0.22, asleep=FAST, looking=FAST)
+    caller.kind = 80
+    caller.calls(3, asleep=FAST, looking=FAST)
+    assert caller.share == 1
+
+
+def test_what_a_process_has_used_is_known() -> None:
+    """Of another one, and of oneself; not of nobody, of a thread, or of a process that has ended."""
+    known = lib.aiofs_waiting_processor_ns
+    before = time.process_time_ns()
+    assert before <= known(os.getpid()) <= time.process_time_ns()
+    assert known(1) > 0
+    assert known(0) == 0
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    assert known(ended.pid) == 0
+    thread = threading.Thread(target=lambda: used.append(known(threading.get_native_id())))
+    used: list[int] = []
+    thread.start()
+    thread.join()
+    assert used == [0]
+
+
+@pytest.mark.parametrize("pause_at_s", [(0.093, 4.19), (0.096, 4.39), (0.097, 4.435)])
+def test_a_pause_ends_a_trial(caller: Caller, pause_at_s: tuple[float, float]) -> None:
     """In the middle of the trial's settling, of its window, just before its end: the choice is as it was."""
-    right = is_kernel(request)
+    right = caller.keeps_core
+    caller.begins()
     caller.calls(pause_at_s[right], **paces(look=right))
     assert caller.share != right, "the trial has begun"
     caller.calls(0.1, asleep=10_000 * US, looking=10_000 * US)
