@@ -148,6 +148,9 @@ static int is_stopping(struct aiofs_plane *plane)
  * the block layer's merging, which wants a longer batch. README.md has the figures. */
 #define DRAIN_STARTS 4
 #define DRAIN_MAX 16
+/* Where answers are written together, requests come in lumps anyway, and a longer batch is one notification of the
+ * device for more of them. */
+#define DRAIN_STARTS_TOGETHER 8
 
 /* Does the message go on where the last data request of the kernel ended? */
 static int continues_stream(struct aiofs_plane *plane, const struct message *message)
@@ -253,15 +256,31 @@ static size_t take_message(struct aiofs_plane *plane, struct request *r, struct 
     return size;
 }
 
+/* `n` messages have been read. Where they come one by one, the next one is a batch by itself, and whether there are more is
+ * asked when the device is at work: at depth 1 that question (1-2 us) would be part of each round trip. */
+static void note_drain(struct aiofs_plane *plane, int n)
+{
+    if (plane->cut_short) {
+        plane->come_alone = n == 0 && !plane->fuse_ready; /* there were no more indeed */
+        plane->cut_short = 0;
+    } else if (n > 0 && plane->come_alone) {
+        plane->cut_short = 1;
+    } else if (n > 0) {
+        plane->come_alone = n == 1 && !plane->fuse_ready;
+    }
+}
+
 /* Read a batch, or less when the kernel has no more, every request is in use, or the control plane is
  * full. */
 static int drain(struct aiofs_plane *plane)
 {
+    int starts_max = replies_are_gathered(&plane->replies) ? DRAIN_STARTS_TOGETHER : DRAIN_STARTS;
+    int max = plane->come_alone ? 1 : DRAIN_MAX;
     int n = 0, starts = 0;
 
     if (plane->held)
         return 0;
-    while (n < DRAIN_MAX && starts < DRAIN_STARTS && plane->fuse_ready && !plane->stuck && !is_stopping(plane)) {
+    while (n < max && starts < starts_max && plane->fuse_ready && !plane->stuck && !is_stopping(plane)) {
         struct request *r = request_get(&plane->pool);
         struct message message;
         size_t size;
@@ -278,6 +297,7 @@ static int drain(struct aiofs_plane *plane)
         starts += !route(plane, r, &message, size);
         n++;
     }
+    note_drain(plane, n);
     return n;
 }
 

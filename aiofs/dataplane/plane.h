@@ -80,6 +80,7 @@ struct aiofs_plane {
     uint64_t last_node;
     int64_t last_end;
     uint32_t last_pid;
+    int come_alone, cut_short; /* messages come one by one; the last drain ended after one without asking for more */
     int held; /* AIOFS_SERVE has not come: the kernel's requests wait */
     int long_data; /* the last message with data had more of it than is short */
     int unmounted;

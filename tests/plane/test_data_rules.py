@@ -331,6 +331,20 @@ def test_adjacent_requests_become_one_io(kernel: FakeKernel, image: Path) -> Non
     assert kernel.counters()["merged"] == 3
 
 
+def test_a_request_that_used_to_come_alone_waits_for_no_other(kernel: FakeKernel, image: Path) -> None:
+    """After two that came one by one, the next is submitted before the loop asks for more."""
+    kernel.register(image)
+    pairs = 20
+    for _ in range(pairs):
+        for _ in range(2):
+            kernel.read(0, K)
+        for unique in [kernel.send_read(0, K), kernel.send_read(K, K)]:
+            kernel.reply(unique)
+    assert kernel.counters()["ios_read"] == pairs * 4
+    kernel.together(lambda: [kernel.send_read(i * K, K) for i in range(4)])
+    assert entries()[-1].length == 4 * K, "those that come together are one batch again"
+
+
 def test_merged_reads_are_one_piece_of_memory(kernel: FakeKernel, image: Path) -> None:
     """They are read into one buffer, end to end; WRITEs are written from where their data are."""
     kernel.register(image)
