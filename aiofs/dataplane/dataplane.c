@@ -256,14 +256,20 @@ static size_t take_message(struct aiofs_plane *plane, struct request *r, struct 
     return size;
 }
 
-/* `n` messages have been read. Where they come one by one, the next one is a batch by itself, and whether there are more is
- * asked when the device is at work: at depth 1 that question (1-2 us) would be part of each round trip. */
-static void note_drain(struct aiofs_plane *plane, int n)
+/* Where messages come one by one, and nothing is in work, the next one is a batch by itself, and whether there are more is
+ * asked when the device is at work: at depth 1 that question (1 us) would be part of each round trip. */
+static int drain_max(const struct aiofs_plane *plane)
+{
+    return plane->come_alone && !plane->in_work ? 1 : DRAIN_MAX;
+}
+
+/* `n` messages have been read, of at most `max`. */
+static void note_drain(struct aiofs_plane *plane, int n, int max)
 {
     if (plane->cut_short) {
         plane->come_alone = n == 0 && !plane->fuse_ready; /* there were no more indeed */
         plane->cut_short = 0;
-    } else if (n > 0 && plane->come_alone) {
+    } else if (n > 0 && max == 1) {
         plane->cut_short = 1;
     } else if (n > 0) {
         plane->come_alone = n == 1 && !plane->fuse_ready;
@@ -275,7 +281,7 @@ static void note_drain(struct aiofs_plane *plane, int n)
 static int drain(struct aiofs_plane *plane)
 {
     int starts_max = replies_are_gathered(&plane->replies) ? DRAIN_STARTS_TOGETHER : DRAIN_STARTS;
-    int max = plane->come_alone ? 1 : DRAIN_MAX;
+    int max = drain_max(plane);
     int n = 0, starts = 0;
 
     if (plane->held)
@@ -297,7 +303,7 @@ static int drain(struct aiofs_plane *plane)
         starts += !route(plane, r, &message, size);
         n++;
     }
-    note_drain(plane, n);
+    note_drain(plane, n, max);
     return n;
 }
 
