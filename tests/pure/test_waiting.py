@@ -50,7 +50,7 @@ class Caller:
         return self.kind in (BUSY, KERNEL_THREAD)
 
 
-@pytest.fixture(params=KINDS.values(), ids=KINDS)
+@pytest.fixture(params=list(KINDS.values()), ids=list(KINDS))
 def caller(request: pytest.FixtureRequest) -> Caller:
     """Each kind of caller, before a loop that has slept."""
     lib.aiofs_waiting_reset(LIMIT)
@@ -109,7 +109,7 @@ def test_another_load_is_measured_anew(caller: Caller) -> None:
     assert caller.share == pytest.approx(float(right), abs=0.1)
 
 
-@pytest.mark.parametrize("other", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("other", list(KINDS.values()), ids=list(KINDS))
 def test_another_caller_is_served_its_own_way(caller: Caller, other: int) -> None:
     """A loop device goes, a process comes, or it begins to spin: chosen anew within a window, or two."""
     caller.calls(2, asleep=FAST, looking=FAST)
