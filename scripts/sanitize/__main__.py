@@ -13,6 +13,8 @@ from .build import ROOT, Build, CannotBuild
 
 KEPT = ROOT / "build" / "fuzz"
 """Inputs that ended a target badly."""
+LEDGER = "ledger"
+TARGETS = (LEDGER, *(target.name for target in fuzz.TARGETS))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,8 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             sound = True
             if not options.fuzz_only:
                 sound = _sanitize(options, directory)
-            sound &= _fuzz_ledgers(options.fuzz, options.seed)
-            return 0 if _fuzz(options.fuzz, directory) and sound else 1
+            wanted = options.target or TARGETS
+            if LEDGER in wanted:
+                sound &= _fuzz_ledgers(options.fuzz, options.seed)
+            sound &= _fuzz(
+                [target for target in fuzz.TARGETS if target.name in wanted], options.fuzz, directory
+            )
+            return 0 if sound else 1
         except CannotBuild as error:
             print(error, file=sys.stderr)
             return 2
@@ -55,11 +62,13 @@ def _sanitize(options: argparse.Namespace, directory: Path) -> bool:
     return sound
 
 
-def _fuzz(seconds: int, directory: Path) -> bool:
+def _fuzz(targets: Sequence[fuzz.Target], seconds: int, directory: Path) -> bool:
     sound = True
+    if not targets:
+        return sound
     print(f"== fuzzing: {seconds} s for each target", flush=True)
     build = Build(directory / "fuzzer", "clang", fuzz.FUZZER_FLAGS, ("-fsanitize=fuzzer",))
-    for target in fuzz.TARGETS:
+    for target in targets:
         done = fuzz.fuzz(build, target, directory, KEPT, seconds)
         if done.problem:
             sound = False
@@ -99,6 +108,12 @@ def _parser() -> argparse.ArgumentParser:
         "--fuzz", type=int, default=10, metavar="SECONDS", help="for each target (default: %(default)s)"
     )
     parser.add_argument("--fuzz-only", action="store_true", help="no sanitizers")
+    parser.add_argument(
+        "--target",
+        action="append",
+        choices=TARGETS,
+        help="fuzz this one only; may be repeated (default: all)",
+    )
     parser.add_argument(
         "--replay-ledger",
         type=Path,
