@@ -56,6 +56,18 @@ class Watch:
                 self.longest_s, self.where = slept_s, f"{name}\n{_read(PROC / task / 'stack')}"
         self._asleep = asleep
 
+    def all_tasks(self) -> str:
+        """Where in the kernel every task of interest is, stuck or not: who waits for whom."""
+        told = []
+        for process in PROC.glob("[0-9]*"):
+            name = _read(process / "comm").strip()
+            if name and self._watched(int(process.name), name):
+                told += [
+                    f"{name} {_read(task / 'comm').strip()} ({task.name})\n{_read(task / 'stack')}"
+                    for task in process.glob("task/*")
+                ]
+        return "\n".join(told)
+
     def _in_state_d(self) -> Iterator[tuple[str, str, str]]:
         for process in PROC.glob("[0-9]*"):
             name = _read(process / "comm").strip()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -32,6 +33,9 @@ QUEUE_DEPTH = "32"
 WITHOUT = "-sys_resource,-ipc_lock"
 NOT_A_FLUSHER = ("setpriv", f"--bounding-set={WITHOUT}", f"--inh-caps={WITHOUT}")
 """What the kernel would grant root would help; many a container has none of it."""
+
+CHECKS = {"ext4": ("e2fsck", "-f", "-n"), "xfs": ("xfs_repair", "-n")}
+"""These only look, and fail where something is wrong."""
 
 WRITER = """
 import hashlib, os, random, sys
@@ -96,18 +100,22 @@ def watch_to_the_end(fs: MountedFs, writer: subprocess.Popen[str], watch: Watch)
     while writer.poll() is None and watch.longest_s <= STUCK_S and time.monotonic() < end:
         watch.look()
         time.sleep(0.05)
+    tasks = watch.all_tasks() if watch.longest_s > STUCK_S else ""
     if writer.poll() is None:  # --force aborts the connection, whoever uses the mount; it asks no server
         subprocess.run(["umount", "--no-canonicalize", "--force", fs.path], timeout=PATIENCE_S, check=False)
         fs.allow("")
     printed, _ = writer.communicate(timeout=PATIENCE_S)
-    assert watch.longest_s <= STUCK_S, f"stuck for {watch.longest_s:.1f} s: {watch.where}"
+    assert watch.longest_s <= STUCK_S, f"stuck for {watch.longest_s:.1f} s: {watch.where}\n{tasks}"
     assert writer.returncode == 0, (
         f"the writer ended with {writer.returncode} within {PATIENCE_S} s; {fs.log}"
     )
     return printed.strip()
 
 
-@pytest.mark.parametrize("name", ["io_uring", "linux", "threads"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("io_uring", "ext4"), ("linux", "ext4"), ("threads", "ext4"), ("io_uring", "xfs")],
+)
 def test_a_disk_is_written_while_there_is_no_memory(
     group: MemoryGroup,
     need_direct: Callable[[str], str],
@@ -116,13 +124,17 @@ def test_a_disk_is_written_while_there_is_no_memory(
     loops: Loops,
     disk: Path,
     name: str,
+    kind: str,
 ) -> None:
-    """Dirty ext4 on a loop device fills the memory its server lives in: nobody is stuck, no byte lost."""
+    """A dirty disk fills the memory that its server lives in: nobody is stuck, no byte lost."""
+    for tool in (f"mkfs.{kind}", CHECKS[kind][0]):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed (apt-get install e2fsprogs xfsprogs)")
     write_all(disk, 512 * MIB)
     flags = ("--aio", require_driver(name), "--cache", need_direct("none"), "--queue-depth", QUEUE_DEPTH)
     fs = mounted(disk.parent, *flags, under=[*group.joined, *NOT_A_FLUSHER])
     device = attach(fs.path / "disk.img")
-    run("mkfs.ext4", "-q", device)
+    run(f"mkfs.{kind}", "-q", device)
     target = loops.mount(device, "disk")
     writer = subprocess.Popen(
         [*group.joined, sys.executable, "-c", WRITER, str(target / "file"), str(WRITTEN_MIB)],
@@ -139,7 +151,7 @@ def test_a_disk_is_written_while_there_is_no_memory(
     assert group.times_at_limit() > 0
     assert any(device.name in seen for seen in watch.seen), watch.seen
     loops.umount(target)
-    run("e2fsck", "-f", "-n", device)
+    run(*CHECKS[kind], device)
     assert run_aiofs("detach", device).returncode == 0
     assert fs.umount() == 0
     under = loops.mount(loops.attach(disk, "--read-only"), "under", "-o", "ro")
