@@ -242,20 +242,24 @@ static int wants_thread(const struct request *r)
            (r->io.op == IO_WRITE && r->image->flags & AIOFS_IMAGE_WRITES_BY_THREADS);
 }
 
-/* ios[0..n), all of one queue. The queues hold as many ios as there are requests, so none is refused. */
-static void submit_run(struct aiofs_plane *plane, struct queue *queue, struct io **ios, int n)
+/* Of a batch that is about to go out. */
+static void mark(struct aiofs_plane *plane, struct io **ios, int n)
 {
-    int accepted;
-
     for (int i = 0; i < n; i++) {
         struct request *r = request_of(ios[i]);
 
         count_io(r->image, r->io.op, plane->counters.batches + 1);
         r->io.blocks = wants_thread(r);
     }
-    accepted = queue_submit(queue, ios, n);
-    assert(accepted == n);
     count_batch(plane, n);
+}
+
+/* ios[0..n), all of one queue. The queues hold as many ios as there are requests, so none is refused. */
+static void submit_run(struct queue *queue, struct io **ios, int n)
+{
+    int accepted = queue_submit(queue, ios, n);
+
+    assert(accepted == n);
 }
 
 int batch_submit(struct aiofs_plane *plane)
@@ -279,7 +283,25 @@ int batch_submit(struct aiofs_plane *plane)
 
         for (to = from + 1; to < ios && request_of(plane->ios[to])->image->queue == queue; to++)
             ;
-        submit_run(plane, queue, plane->ios + from, to - from);
+        mark(plane, plane->ios + from, to - from);
+        submit_run(queue, plane->ios + from, to - from);
     }
     return ios;
+}
+
+int batch_submit_and_wait(struct aiofs_plane *plane, const int *fds)
+{
+    struct queue *queue;
+    struct io *io;
+    int mask;
+
+    if (take_batch(plane) == 0)
+        return -1;
+    io = &plane->batch[0]->io;
+    queue = plane->batch[0]->image->queue;
+    mark(plane, &io, 1);
+    mask = queue_can_wait(queue, io) ? queue_submit_and_wait(queue, io, fds) : -1;
+    if (mask < 0)
+        submit_run(queue, &io, 1);
+    return mask;
 }

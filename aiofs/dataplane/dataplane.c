@@ -309,41 +309,6 @@ static int drain(struct aiofs_plane *plane)
 
 /* ---- the loop ---- */
 
-/* Do all that can be done now. Returns 0 when there was nothing. */
-static int work(struct aiofs_plane *plane)
-{
-    int done = 0;
-
-    if (plane->control_ready)
-        done += control_commands(plane);
-    done += forward_stuck(plane);
-    if (plane->forward_ready)
-        done += forward_replies(plane);
-    done += drain(plane);
-    done += batch_submit(plane);
-    if (plane->in_work && serve_reap(plane)) {
-        plane->fuse_ready = 1; /* who has been answered may have sent the next request by now */
-        done = 1;
-    }
-    return done;
-}
-
-/* Look for work a little longer instead of sleeping (waiting.h has when). Returns 1 when work was found (and done). */
-static int look(struct aiofs_plane *plane, int64_t start)
-{
-    do {
-        plane->fuse_ready = 1;
-        if (work(plane)) {
-            plane->counters.looks++;
-            return 1;
-        }
-        /* A kernel thread that finishes our I/O (a file system's checksums, a loop device) may want this
-         * very core, and would wait for the end of our slice. */
-        sched_yield();
-    } while (clock_ns() - start < plane->waiting.limit_ns);
-    return 0;
-}
-
 static void note_events(struct aiofs_plane *plane, const struct epoll_event *events, int n)
 {
     uint64_t drop;
@@ -368,17 +333,88 @@ static void note_events(struct aiofs_plane *plane, const struct epoll_event *eve
     }
 }
 
+static void take_events(struct aiofs_plane *plane, int timeout)
+{
+    struct epoll_event events[16];
+
+    note_events(plane, events, epoll_wait(plane->epoll_fd, events, 16, timeout));
+}
+
+/* Is there one request, which has just come alone, and nothing else to do or to look at? */
+static int is_alone(const struct aiofs_plane *plane)
+{
+    return plane->cut_short && plane->in_work == 1 && plane->ready && !plane->control_ready && !plane->forward_ready &&
+           !plane->stuck;
+}
+
+/* Submit the only request, and sleep in the same call if a sleep it would be. Whoever is woken by the submission (a worker of
+ * the kernel that does it) then finds this thread asleep, instead of on the core and about to look at three more
+ * descriptors: README.md, "Waiting". */
+static int submit_alone(struct aiofs_plane *plane)
+{
+    /* All but queues, which have nothing in flight. The epoll itself would not do: it gives each edge once, and that of
+     * /dev/fuse may be gone while there are more messages. */
+    const int fds[WAIT_FDS] = {plane->config.fuse_fd, plane->config.forward_fd, plane->config.control_fd, plane->wake_fd};
+    int64_t start = clock_ns();
+    int mask;
+
+    if (waiting_looks(&plane->waiting, start, plane->counters.requests, plane->last_pid))
+        return batch_submit(plane);
+    mask = batch_submit_and_wait(plane, fds);
+    if (mask < 0) /* not with this driver */
+        return 1;
+    plane->counters.sleeps++;
+    if (mask & ~1)
+        take_events(plane, 0);
+    waiting_note(&plane->waiting, clock_ns() - start);
+    plane->cut_short = 0;
+    plane->come_alone = !(mask & 1);
+    return 1;
+}
+
+/* Do all that can be done now. Returns 0 when there was nothing. */
+static int work(struct aiofs_plane *plane)
+{
+    int done = 0;
+
+    if (plane->control_ready)
+        done += control_commands(plane);
+    done += forward_stuck(plane);
+    if (plane->forward_ready)
+        done += forward_replies(plane);
+    done += drain(plane);
+    done += is_alone(plane) ? submit_alone(plane) : batch_submit(plane);
+    if (plane->in_work && serve_reap(plane)) {
+        plane->fuse_ready = 1; /* who has been answered may have sent the next request by now */
+        done = 1;
+    }
+    return done;
+}
+
+/* Look for work a little longer instead of sleeping (waiting.h has when). Returns 1 when work was found (and done). */
+static int look(struct aiofs_plane *plane, int64_t start)
+{
+    do {
+        plane->fuse_ready = 1;
+        if (work(plane)) {
+            plane->counters.looks++;
+            return 1;
+        }
+        /* A kernel thread that finishes our I/O (a file system's checksums, a loop device) may want this
+         * very core, and would wait for the end of our slice. */
+        sched_yield();
+    } while (clock_ns() - start < plane->waiting.limit_ns);
+    return 0;
+}
+
 static void wait_for_work(struct aiofs_plane *plane)
 {
     int64_t start = clock_ns();
     int looks = waiting_looks(&plane->waiting, start, plane->counters.requests, plane->last_pid);
 
     if (!looks || !look(plane, start)) {
-        struct epoll_event events[16];
-        int n = epoll_wait(plane->epoll_fd, events, 16, -1);
-
+        take_events(plane, -1);
         plane->counters.sleeps++;
-        note_events(plane, events, n);
     }
     waiting_note(&plane->waiting, clock_ns() - start);
 }

@@ -22,6 +22,9 @@
 #define OPERATION_BLOCKING (1u << IO_OPS)
 #define OPERATIONS_ALL (OPERATION_BLOCKING | (OPERATION_BLOCKING - 1))
 
+/* Descriptors that submit_and_wait heeds. */
+#define WAIT_FDS 4
+
 struct aio; /* one open instance; each driver defines its own and casts */
 
 struct driver {
@@ -47,6 +50,11 @@ struct driver {
      * than n means full, and the caller keeps the rest. An io that the kernel refuses is accepted and
      * comes back from reap with the error. Does not block (sync excepted). */
     int (*submit)(struct aio *aio, struct io *const *ios, int n);
+
+    /* Optional (NULL): take one io, when none is in flight, and sleep until it may be reaped or one of fds[0 .. WAIT_FDS)
+     * can be read, in one system call. The fds are the same ones at every call. Returns a mask of those that can be (bit n: fds[n]); it may
+     * be 0 before anything has happened. -1: the io was not taken, submit it. */
+    int (*submit_and_wait)(struct aio *aio, struct io *io, const int *fds);
 
     /* A descriptor for an EDGE-triggered epoll (EPOLLIN | EPOLLET): an edge follows the first completion
      * after a reap that returned fewer than max (or after open); a driver may give more edges than that.

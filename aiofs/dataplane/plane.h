@@ -115,6 +115,9 @@ int serve_is_aligned(const struct request *r);
 /* batch.c */
 /* Merge and submit what is ready. Returns the number of ios. */
 int batch_submit(struct aiofs_plane *plane);
+/* Submit what is ready, which is one request, and all that is in work; then sleep until it has finished or one of fds can be
+ * read. Returns a mask of those fds (bit n: fds[n]), or -1 where the driver cannot do both in one call: it has not slept. */
+int batch_submit_and_wait(struct aiofs_plane *plane, const int *fds);
 
 /* forward.c */
 /* Pass the message of `size` bytes in r to the control plane. Takes r over. */

@@ -162,6 +162,20 @@ int queue_submit(struct queue *q, struct io *const *ios, int n)
     return n;
 }
 
+int queue_can_wait(const struct queue *q, const struct io *io)
+{
+    return q->main.driver->submit_and_wait != NULL && can_do(q, io);
+}
+
+int queue_submit_and_wait(struct queue *q, struct io *io, const int *fds)
+{
+    assert(q->in_flight == 0 && q->main.first == NULL);
+    int mask = q->main.driver->submit_and_wait(q->main.aio, io, fds);
+    if (mask >= 0)
+        q->in_flight++;
+    return mask;
+}
+
 /* ---- reap ---- */
 
 /* Offer the backlog to the driver, as one batch. */

@@ -28,6 +28,12 @@ void queue_detach(struct queue *q, int file);
  * later. Returns the accepted prefix; fewer than n only when `depth` is reached. */
 int queue_submit(struct queue *q, struct io *const *ios, int n);
 
+/* May an io that is all there is to do, and was told `blocks` or not, be started and waited for in one call? */
+int queue_can_wait(const struct queue *q, const struct io *io);
+/* Accept it, when nothing is in flight, and sleep until it may be reaped or one of fds can be read (driver.h). Returns a mask of
+ * those fds, or -1: it was not accepted. Reap next. */
+int queue_submit_and_wait(struct queue *q, struct io *io, const int *fds);
+
 /* Finished ios, up to max; also hands on what was waiting for room. Never blocks. */
 int queue_reap(struct queue *q, struct io **out, int max);
 

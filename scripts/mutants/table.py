@@ -372,4 +372,21 @@ MUTANTS = (
         "(void)0;",
         "tests/plane/test_replies.py::test_each_answer_goes_to_its_own_request[together]",
     ),
+    # -- sleeping --
+    Mutant(
+        "deaf-while-one-request-is-in-work",
+        "whoever comes while the loop sleeps on a request that came alone is served",
+        f"{PLANE}/dataplane.c",
+        "fds[WAIT_FDS] = {plane->config.fuse_fd,",
+        "fds[WAIT_FDS] = {plane->wake_fd,",
+        "tests/plane/test_alone.py::test_requests_of_other_images_do_not_wait_for_it",
+    ),
+    Mutant(
+        "polls-stay",
+        "descriptors are not polled by a ring that nobody sleeps in",
+        f"{PLANE}/drivers/io_uring.c",
+        "++aio->unused % UNUSED_MAX == 0",
+        "++aio->unused < 0",
+        "tests/parts/test_submit_and_wait.py::test_the_polls_are_removed_when_they_are_of_no_use[io_uring]",
+    ),
 )

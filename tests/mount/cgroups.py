@@ -45,6 +45,12 @@ class MemoryGroup:
         events = dict(line.split() for line in (self._path / "memory.events").read_text().splitlines())
         return int(events["max"])
 
+    def kills(self) -> int:
+        """How often the kernel has ended a process in it, for its memory."""
+        name = "memory.oom_control" if (self._path / "memory.oom_control").exists() else "memory.events"
+        events = dict(line.split() for line in (self._path / name).read_text().splitlines())
+        return int(events.get("oom_kill", 0))  # since Linux 4.13
+
     def lift(self) -> None:
         """Give what is in it all the memory it wants."""
         (self._path / self._limit).write_text(self._unlimited)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import shutil
@@ -97,3 +98,24 @@ def test_sync_does_all_in_one_thread(calls_of: Callable[[str], Calls]) -> None:
     assert len(calls.threads(PLAIN)) == 1
     assert len(calls.matching(PLAIN)) >= 400
     assert not calls.matching(r"\b(io_submit|io_uring_enter)\(")
+
+
+def test_a_read_that_comes_alone_is_one_call_of_the_driver(
+    mounted: Mounting, image_dir: Path, tmp_path: Path, need_direct: Callable[[str], str]
+) -> None:
+    """io_uring: it is submitted, slept on and collected by one io_uring_enter."""
+    (image_dir / "a.img").write_bytes(bytes(SIZE))
+    cache = need_direct("none")
+    fs = mounted(image_dir, "--aio", require_driver("io_uring"), "--cache", cache)
+    fd = os.open(fs.path / "a.img", os.O_RDONLY | os.O_DIRECT)
+    memory = mmap.mmap(-1, 4096)
+    count = 200
+    try:
+        with traced(fs.server_pid, "io_uring_enter,writev", tmp_path / "strace.log") as calls:
+            for i in range(count):
+                assert os.preadv(fd, [memory], i * 4096) == 4096
+    finally:
+        os.close(fd)
+    together = calls.matching(r"io_uring_enter\(\d+(<[^>]*>)?, [1-9]\d*, 1, IORING_ENTER_GETEVENTS")
+    # The first requests show that they come alone; now and then the other manner of waiting is tried.
+    assert len(together) > count / 2, f"{len(together)} of {len(calls.matching('io_uring_enter'))}"

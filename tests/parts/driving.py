@@ -174,6 +174,17 @@ class Instance:
             self._owned[int(self.ffi.cast("uintptr_t", io.c))] = io
         return accepted
 
+    def waits(self) -> bool:
+        """Has it submit_and_wait?"""
+        return bool(self.driver.submit_and_wait != self.ffi.NULL)
+
+    def submit_and_wait(self, io: Io, fds: Sequence[int]) -> int:
+        """One io, and sleep; the mask of descriptors that can be read."""
+        mask = int(self.driver.submit_and_wait(self.aio, io.c, self.ffi.new("int[]", fds)))
+        assert mask >= 0, "there was room for it"
+        self._owned[int(self.ffi.cast("uintptr_t", io.c))] = io
+        return mask
+
     def reap(self, limit: int = 64) -> list[Io]:
         """What has finished. KeyError when it gives back what it does not own."""
         out = self.ffi.new("struct io *[]", limit)

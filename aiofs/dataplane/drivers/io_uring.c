@@ -10,6 +10,9 @@
  * would also ring for every entry that our own enter posts, so it is armed, by clearing
  * IORING_CQ_EVENTFD_DISABLED, only at the end of a reap that returned fewer than max, and disarmed by
  * the next call that enters the kernel to collect.
+ * Polls: submit_and_wait sleeps in the ring, which then polls the caller's descriptors as well. A poll stays when its
+ * descriptor could not be read in that time. Each thing that happens there then sends us into the kernel to look, so when others
+ * submit for a while, the polls are removed.
  * Memory: what submitting takes of the kernel's memory is taken by the caller's thread, which must not wait for
  * any (populate.h). So all requests of the kernel are allocated at open; it keeps them for the ring's life.
  * What would block is done by the kernel's workers, and those are created in the caller's thread, too, and end when
@@ -17,13 +20,14 @@
  * files, and what starting one waits for (the allocation of blocks) is done one after another anyway. FSYNC and
  * FALLOCATE, which would keep it for long, are not among the operations here. A buffered file, whose I/O
  * the worker does from beginning to end, gets the ring as many workers as the kernel thinks right.
- * Invariants: in_flight <= depth <= entries of the submission ring, so there is always an SQE and the
- * completion ring, twice as long, does not overflow. Entries that the kernel has not consumed (EAGAIN,
+ * Invariants: in_flight <= depth, and with the polls and their removal <= entries of the submission ring, so there is always an
+ * SQE and the completion ring, twice as long, does not overflow. Entries that the kernel has not consumed (EAGAIN,
  * EBUSY) stay in the submission ring; every submit and reap tries again.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <liburing.h>
+#include <poll.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -53,7 +57,15 @@ struct aio {
     unsigned slots_free;
     int free[SLOTS_MAX];
     unsigned workers; /* the kernel's limit on its workers, when we have lowered it */
+    unsigned polled, readable; /* bit n: fds[n] of submit_and_wait is being polled, can be read */
+    unsigned unused;           /* submits since a poll was of use */
 };
+
+/* The user_data of entries that are no io's: 1 + n, the poll of fds[n], and its removal. */
+#define NOTE_REMOVED (1 + WAIT_FDS)
+
+/* A poll is removed after so many submits that were not submit_and_wait. */
+#define UNUSED_MAX 64
 
 static int disabled_by_sysctl(void)
 {
@@ -129,7 +141,7 @@ static int allocate(struct aio *aio)
     unsigned limits[2] = {1, 0}; /* for files and block devices; for others: as it is */
     if (io_uring_register_iowq_max_workers(&aio->ring, limits) == 0) /* Linux 5.15 */
         aio->workers = limits[0];
-    return ring_warm(&aio->ring, aio->depth, true);
+    return ring_warm(&aio->ring, aio->depth + 2 * WAIT_FDS, true);
 }
 
 static int uring_open(struct aio **out, unsigned depth)
@@ -144,7 +156,7 @@ static int uring_open(struct aio **out, unsigned depth)
         free(aio);
         return error;
     }
-    int error = ring_open(&aio->ring, depth);
+    int error = ring_open(&aio->ring, depth + 2 * WAIT_FDS);
     if (error == 0) {
         error = io_uring_register_eventfd(&aio->ring, aio->event_fd);
         if (error == 0)
@@ -218,6 +230,16 @@ static void prepare(struct aio *aio, struct io_uring_sqe *sqe, struct io *io)
     io_uring_sqe_set_data(sqe, io);
 }
 
+/* An entry that is no io's has finished. A poll that could not be made, or was removed, says nothing. */
+static void note(struct aio *aio, uint64_t data, int result)
+{
+    if (data >= NOTE_REMOVED)
+        return;
+    aio->polled &= ~(1u << (data - 1));
+    if (result > 0)
+        aio->readable |= 1u << (data - 1);
+}
+
 /* The kernel refuses the submission as such, for a reason that will stay: take back what it has not
  * consumed and give it that result. */
 static void refuse_rest(struct aio *aio, int error)
@@ -225,7 +247,12 @@ static void refuse_rest(struct aio *aio, int error)
     struct io_uring_sq *sq = &aio->ring.sq;
     unsigned head = __atomic_load_n(sq->khead, __ATOMIC_ACQUIRE);
     for (unsigned i = head; i != sq->sqe_tail; i++) {
-        struct io *io = (struct io *)(uintptr_t)sq->sqes[i & *sq->kring_mask].user_data;
+        uint64_t data = sq->sqes[i & *sq->kring_mask].user_data;
+        if (data <= NOTE_REMOVED) {
+            note(aio, data, 0);
+            continue;
+        }
+        struct io *io = (struct io *)(uintptr_t)data;
         io->result = error;
         io->next = aio->refused;
         aio->refused = io;
@@ -267,9 +294,22 @@ static void push(struct aio *aio)
     }
 }
 
+static void remove_polls(struct aio *aio)
+{
+    for (unsigned i = 0; i < WAIT_FDS; i++) {
+        struct io_uring_sqe *sqe = (aio->polled & 1u << i) != 0 ? io_uring_get_sqe(&aio->ring) : NULL;
+        if (sqe == NULL)
+            continue;
+        io_uring_prep_poll_remove(sqe, 1 + i);
+        sqe->user_data = NOTE_REMOVED;
+    }
+}
+
 static int uring_submit(struct aio *aio, struct io *const *ios, int n)
 {
     int taken = 0;
+    if (aio->polled != 0 && ++aio->unused % UNUSED_MAX == 0)
+        remove_polls(aio);
     while (taken < n && aio->in_flight < aio->depth) {
         struct io_uring_sqe *sqe = io_uring_get_sqe(&aio->ring);
         if (sqe == NULL)
@@ -279,6 +319,46 @@ static int uring_submit(struct aio *aio, struct io *const *ios, int n)
     }
     push(aio);
     return taken;
+}
+
+static void start_polls(struct aio *aio, const int *fds)
+{
+    for (unsigned i = 0; i < WAIT_FDS; i++) {
+        struct io_uring_sqe *sqe = (aio->polled & 1u << i) == 0 ? io_uring_get_sqe(&aio->ring) : NULL;
+        if (sqe == NULL)
+            continue;
+        io_uring_prep_poll_add(sqe, fds[i], POLLIN);
+        sqe->user_data = 1 + i;
+        aio->polled |= 1u << i;
+    }
+}
+
+/* Notes that come before the first io's entry. A poll whose descriptor can be read already is one of them, as the polls
+ * are submitted first; others are for the next reap. */
+static void take_notes(struct aio *aio)
+{
+    struct io_uring_cqe *cqe;
+    while (io_uring_peek_cqe(&aio->ring, &cqe) == 0 && cqe->user_data <= NOTE_REMOVED) {
+        note(aio, cqe->user_data, cqe->res);
+        io_uring_cqe_seen(&aio->ring, cqe);
+    }
+}
+
+static int uring_submit_and_wait(struct aio *aio, struct io *io, const int *fds)
+{
+    aio->readable = aio->unused = 0;
+    start_polls(aio, fds);
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&aio->ring);
+    if (sqe == NULL)
+        return -1;
+    prepare(aio, sqe, io);
+    aio->in_flight++;
+    (void)io_uring_cq_eventfd_toggle(&aio->ring, false);
+    (void)io_uring_submit_and_wait(&aio->ring, 1);
+    (void)io_uring_cq_eventfd_toggle(&aio->ring, true); /* what rang no bell until now is for the reap that follows */
+    take_notes(aio);
+    push(aio); /* what was not consumed, and why */
+    return (int)aio->readable;
 }
 
 static int uring_event_fd(struct aio *aio)
@@ -300,10 +380,14 @@ static int collect(struct aio *aio, struct io **out, int max)
         io_uring_for_each_cqe(&aio->ring, head, cqe) {
             if (n == max)
                 break;
+            seen++;
+            if (cqe->user_data <= NOTE_REMOVED) {
+                note(aio, cqe->user_data, cqe->res);
+                continue;
+            }
             struct io *io = io_uring_cqe_get_data(cqe);
             io->result = cqe->res;
             out[n++] = io;
-            seen++;
         }
         io_uring_cq_advance(&aio->ring, seen);
         if (error < 0)
@@ -352,6 +436,7 @@ const struct driver driver_io_uring = {
     .attach = uring_attach,
     .detach = uring_detach,
     .submit = uring_submit,
+    .submit_and_wait = uring_submit_and_wait,
     .event_fd = uring_event_fd,
     .reap = uring_reap,
     .cancel = NULL, /* submit starts them all */
