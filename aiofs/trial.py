@@ -9,6 +9,7 @@ import errno
 import mmap
 import os
 import resource
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,8 +28,13 @@ BLOCKING_LIMIT_S = 0.025
 """The blocking probe ends early when the file system is this slow; what it has seen is enough."""
 
 
+_closing = threading.BoundedSemaphore(4)
+"""So many decisions may be over whose queues are not closed yet: fs.aio-max-nr counts those."""
+
+
 class Queues:
-    """The queues of one decision, each opened once, closed at its end: closing Linux AIO's takes 30 ms."""
+    """The queues of one decision, each opened once. They are closed after its end, by a thread of their own:
+    closing Linux AIO's takes 30 to 60 ms."""
 
     def __init__(self) -> None:
         self._open: dict[str, Queue] = {}
@@ -37,8 +43,16 @@ class Queues:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for queue in self._open.values():
-            queue.close()
+        if self._open:
+            _closing.acquire()
+            threading.Thread(target=self._close, name="aiofs-trial").start()
+
+    def _close(self) -> None:
+        try:
+            for queue in self._open.values():
+                queue.close()
+        finally:
+            _closing.release()
 
     @contextmanager
     def on(self, driver: str, fd: int) -> Iterator[Queue]:

@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from planes import FakePlane, make_table, node_of, run
 from aiofs import evidence, probe, trial
 from aiofs.cli import main
 from aiofs.config import CacheMode
-from aiofs.dataplane import driver_names, drivers
+from aiofs.dataplane import Queue, driver_names, drivers
 from aiofs.images import ImageTable
 from aiofs.source import Source
 
@@ -104,6 +105,38 @@ def test_a_trial_read_leaves_the_image_alone(tmp_path: Path, driver: str) -> Non
             before.st_ctime_ns,
             size,
         )
+
+
+def test_a_decision_does_not_wait_until_its_queues_are_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four may be closing at once; all are closed in the end."""
+    fd = os.open(tmp_path / "a.img", os.O_RDWR | os.O_CREAT)
+    may_close, closed = threading.Event(), threading.Semaphore(0)
+
+    class Slow(Queue):
+        def close(self) -> None:
+            assert may_close.wait(20)
+            super().close()
+            closed.release()
+
+    monkeypatch.setattr(trial, "Queue", Slow)
+
+    def decide() -> None:
+        with trial.Queues() as queues:
+            assert trial.read(queues, "sync", fd) == ""
+
+    for _ in range(4):
+        decide()
+    fifth = threading.Thread(target=decide)
+    fifth.start()
+    assert not closed.acquire(timeout=0.05)
+    assert fifth.is_alive()
+    may_close.set()
+    for _ in range(5):
+        assert closed.acquire(timeout=20)
+    fifth.join(20)
+    os.close(fd)
 
 
 def test_a_trial_read_says_what_failed(tmp_path: Path) -> None:
