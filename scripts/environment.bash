@@ -168,6 +168,8 @@ build() {
         quietly "$VENV/bin/python" -m pip install -q --no-build-isolation --no-deps -e "$ROOT"
         say "$stamp" >"$VENV/stamp-source"
     fi
+    # As pip does for packages that are not editable: a start without byte code takes 0.1 s longer.
+    quietly "$VENV/bin/python" -m compileall -q "$ROOT/aiofs"
     exec 9<&-
     export PATH="$VENV/bin:$PATH"
 }
