@@ -148,6 +148,11 @@ class ImageEvidence:
         """As trial.takes_nowait."""
         return trial.takes_nowait(self.fd)
 
+    def takes_wide_nowait(self) -> bool:
+        """As trial.takes_wide_nowait. Unknown, as of an empty image: yes, but not on copy-on-write."""
+        found = trial.takes_wide_nowait(self.fd, self.size)
+        return not self.storage.copies_on_write if found is None else found
+
     def blocking(self) -> Blocking:
         """As trial.blocking, on a temporary file of the same file system; an empty image will grow."""
         return self.surroundings.blocking(self.queues, growing=self.size == 0)

@@ -61,6 +61,8 @@ class Decision:
     tests: tuple[Test, ...] = ()
     writes_by_threads: bool = False
     """Writes go to a pool of threads beside the driver."""
+    wide_reads_by_threads: bool = False
+    """So do reads of more than a block."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,9 @@ class Evidence(Protocol):
 
     def takes_nowait(self) -> bool:
         """The file answers a request that must not wait (RWF_NOWAIT) rather than refusing it."""
+
+    def takes_wide_nowait(self) -> bool:
+        """It does so for reads of more than one block as well."""
 
     def blocking(self) -> Blocking:
         """Submit writes that allocate to a temporary file beside the image."""
@@ -209,6 +214,17 @@ def uring_trial(evidence: Evidence) -> Test:
         reason = f"{evidence.storage.filesystem} refuses RWF_NOWAIT: each request would go to a kernel worker"
         return Test(name, looked_at, Verdict.NO, reason)
     return Test(name, looked_at, Verdict.YES, "read, with no kernel worker")
+
+
+def uring_wide_reads(evidence: Evidence) -> Test:
+    """Reads of several blocks, as merging makes them, are done in place too."""
+    name, looked_at = "wide reads", "reads: one block, two; RWF_NOWAIT"
+    if not evidence.direct.works:
+        return Test(name, evidence.direct.looked_at, Verdict.YES, "from the page cache")
+    if evidence.takes_wide_nowait():
+        return Test(name, looked_at, Verdict.YES, "in place")
+    reason = "of two blocks: refused; a ring would do them one by one: threads do"
+    return Test(name, looked_at, Verdict.NOTED, reason)
 
 
 def uring_writes(evidence: Evidence) -> Test:
@@ -301,7 +317,7 @@ CANDIDATES = (
     Candidate("sync", (in_memory,), "nothing to wait for, a copy in place is quickest"),
     Candidate(
         "io_uring",
-        (uring_works, uring_memory, uring_storage, uring_trial, uring_writes),
+        (uring_works, uring_memory, uring_storage, uring_trial, uring_wide_reads, uring_writes),
         "passed all its tests",
     ),
     Candidate("linux", (linux_direct, linux_works, linux_trial, linux_blocks), "does not block here"),
@@ -310,21 +326,36 @@ CANDIDATES = (
 )
 """First choice first. `posix` is for comparison: `threads` does its job better."""
 
+BESIDE: dict[Callable[[Evidence], Test], str] = {
+    uring_wide_reads: "threads read what is longer than a block",
+    uring_writes: "copy-on-write: threads write",
+}
+"""What a driver's test has noted: work that threads do beside it, for the reason."""
+
 
 def decide(evidence: Evidence) -> Decision:
     """The driver for an image that the user named none for. BadInput when not even `sync` works."""
     tests = [test(evidence) for test in ABOUT_THE_IMAGE]
     against: list[str] = []
     for candidate in CANDIDATES:
+        noted = set()
         for test in candidate.tests:
             found = test(evidence)
             tests.append(replace(found, driver=candidate.driver))
             if found.verdict is Verdict.NO:
                 break
+            if found.verdict is Verdict.NOTED:
+                noted.add(test)
         else:
-            split = test is uring_writes and found.verdict is Verdict.NOTED
-            because = candidate.because + ("; copy-on-write: threads write" if split else "")
-            return Decision(candidate.driver, "; ".join([because, *against]), tuple(tests), split)
+            beside = [BESIDE[test] for test in candidate.tests if test in noted]
+            reason = "; ".join([candidate.because, *beside, *against])
+            return Decision(
+                candidate.driver,
+                reason,
+                tuple(tests),
+                writes_by_threads=uring_writes in noted,
+                wide_reads_by_threads=uring_wide_reads in noted,
+            )
         if test is not in_memory:
             against.append(f"not {candidate.driver}: {found.reason}")
     raise BadInput(f"no AIO driver works on this machine: {'; '.join(against)}")

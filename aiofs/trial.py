@@ -91,6 +91,31 @@ def takes_nowait(fd: int) -> bool:
     return True
 
 
+def takes_wide_nowait(fd: int, size: int) -> bool | None:
+    """Does the file take direct reads of more than one block that must not wait (RWF_NOWAIT)? None: unknown.
+
+    btrfs refuses them all, even those of a hole, and then a worker of io_uring's does them. A single refusal
+    says little: the page cache may have something to write back there. So it is a no when a block was read,
+    but not together with the next one, and no two were.
+    """
+    found = None
+    for place in (0, size // 2, size - 2 * READ_BYTES) if size >= 2 * READ_BYTES else ():
+        offset = place // READ_BYTES * READ_BYTES
+        if _reads_at_once(fd, offset, 2 * READ_BYTES):
+            return True
+        if _reads_at_once(fd, offset, READ_BYTES):
+            found = False
+    return found
+
+
+def _reads_at_once(fd: int, offset: int, length: int) -> bool:
+    with mmap.mmap(-1, length) as pages:
+        try:
+            return os.preadv(fd, [pages], offset, os.RWF_NOWAIT) == length
+        except OSError:
+            return False
+
+
 def blocking(queues: Queues, fd: int, growing: bool) -> Blocking:
     """Submit direct writes that allocate blocks through `linux`, counting how often that made us wait.
 

@@ -124,7 +124,8 @@ enum {
     AIOFS_IMAGE_NO_FSYNC = 2, /* cache mode unsafe: FSYNC is answered without being done */
     AIOFS_IMAGE_BLOCKDEV = 4, /* a block device: it cannot grow */
     AIOFS_IMAGE_WRITES_BY_THREADS = 8, /* WRITEs go to `threads`: the driver would do them one by one */
-    AIOFS_IMAGE_DSYNC = 16    /* opened with O_DSYNC: a change of blocks is on disk when it is answered, too */
+    AIOFS_IMAGE_DSYNC = 16,   /* opened with O_DSYNC: a change of blocks is on disk when it is answered, too */
+    AIOFS_IMAGE_WIDE_READS_BY_THREADS = 32 /* so do reads of more than a block: of several READs, or one long one */
 };
 
 /* Requests by how long they took, from the drain that read them until the result of their last io was taken up

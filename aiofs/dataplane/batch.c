@@ -235,11 +235,21 @@ static struct request *request_of(struct io *io)
     return (struct request *)io; /* io is its first member */
 }
 
+static int is_wide(const struct io *io, const struct image *image)
+{
+    return io->iovcnt > 1 || io->iov->iov_len > image->block_size;
+}
+
 /* Would this io block a driver's submit, or wait in it for others, or did the driver keep refusing it? */
 static int wants_thread(const struct request *r)
 {
-    return r->step == STEP_TAIL || r->tries > DRIVER_TRIES ||
-           (r->io.op == IO_WRITE && r->image->flags & AIOFS_IMAGE_WRITES_BY_THREADS);
+    const struct image *image = r->image;
+
+    if (r->step == STEP_TAIL || r->tries > DRIVER_TRIES)
+        return 1;
+    if (r->io.op == IO_WRITE)
+        return (image->flags & AIOFS_IMAGE_WRITES_BY_THREADS) != 0;
+    return r->io.op == IO_READ && image->flags & AIOFS_IMAGE_WIDE_READS_BY_THREADS && is_wide(&r->io, image);
 }
 
 /* Of a batch that is about to go out. */

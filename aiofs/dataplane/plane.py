@@ -41,6 +41,8 @@ class ImageSpec:
     block_device: bool = False
     writes_by_threads: bool = False
     """WRITEs go to the pool of threads beside the driver."""
+    wide_reads_by_threads: bool = False
+    """So do reads of more than a block, among them READs that were merged."""
     handle: int = 0
     """What its opens are answered with; a RELEASE of another handle is not counted as one of them."""
     sticky_error: int = 0
@@ -153,6 +155,7 @@ class DataPlane:
             | (lib.AIOFS_IMAGE_NO_FSYNC if spec.no_fsync else 0)
             | (lib.AIOFS_IMAGE_BLOCKDEV if spec.block_device else 0)
             | (lib.AIOFS_IMAGE_WRITES_BY_THREADS if spec.writes_by_threads else 0)
+            | (lib.AIOFS_IMAGE_WIDE_READS_BY_THREADS if spec.wide_reads_by_threads else 0)
         )
         before = self._lent.get(node)
         self._lent[node] = spec.counters

@@ -224,7 +224,7 @@ static void do_register_again(struct model *m)
     kernel_send(&kernel, e, &in, sizeof in, "x", 1);
     kernel_drain(&kernel);
     m->error = 0;
-    m->flags = one_in(3) ? AIOFS_IMAGE_WRITES_BY_THREADS : 0;
+    m->flags = (one_in(3) ? AIOFS_IMAGE_WRITES_BY_THREADS : 0) | (one_in(3) ? AIOFS_IMAGE_WIDE_READS_BY_THREADS : 0);
     model_register(m, &kernel, m->driver);
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import mmap
 import os
 import threading
 from pathlib import Path
@@ -19,6 +20,7 @@ from aiofs.dataplane import Queue, driver_names, drivers
 from aiofs.images import ImageTable
 from aiofs.source import Source
 
+MIB = 1 << 20
 WORKING = {status.name for status in drivers() if status.works}
 
 
@@ -145,6 +147,42 @@ def test_a_trial_read_says_what_failed(tmp_path: Path) -> None:
     with trial.Queues() as queues:
         assert "Bad file descriptor" in trial.read(queues, "sync", fd)
     os.close(fd)
+
+
+WIDE = 2 * trial.READ_BYTES
+FIRST, MIDDLE, LAST = 0, MIB // 2, MIB - WIDE
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow", "found"),
+    [
+        ({FIRST}, {}, True),
+        ({LAST}, {}, True),
+        ({MIDDLE}, {FIRST}, True),
+        ({}, {FIRST, MIDDLE, LAST}, False),
+        ({}, {LAST}, False),
+        ({}, {}, None),
+    ],
+)
+def test_wide_reads_are_refused_where_narrow_ones_are_not(
+    monkeypatch: pytest.MonkeyPatch, wide: set[int], narrow: set[int], found: bool | None
+) -> None:
+    """A refusal may have other reasons: one wide read that is taken is enough, and none says nothing."""
+
+    def preadv(_: int, buffers: list[mmap.mmap], offset: int, flags: int) -> int:
+        assert flags == os.RWF_NOWAIT
+        [buffer] = buffers
+        if offset not in (wide if len(buffer) == WIDE else narrow):
+            raise BlockingIOError(errno.EAGAIN, "it would wait")
+        return len(buffer)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    assert trial.takes_wide_nowait(-1, MIB) is found
+
+
+def test_an_image_too_short_for_a_wide_read_says_nothing() -> None:
+    """Nobody is asked."""
+    assert trial.takes_wide_nowait(-1, WIDE - 1) is None
 
 
 def test_the_live_probe_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -135,6 +135,29 @@ def test_writes_by_threads_leave_the_driver_to_the_reads(kernel: FakeKernel, ima
     assert image.read_bytes()[8192 : 8192 + K] == data
 
 
+def test_wide_reads_by_threads_leave_the_driver_to_the_rest(kernel: FakeKernel, image: Path) -> None:
+    """The driver gets reads of one block, and writes; threads read more, for one READ or for several."""
+    kernel.register(image, direct=True, block_size=K, wide_reads_by_threads=True)
+    before = image.read_bytes()
+    assert kernel.read(0, K) == before[:K]
+    assert kernel.read(K, 2 * K) == before[K : 3 * K]
+    assert kernel.read(100, K) == before[100 : 100 + K]  # two blocks
+    data = bytes(reversed(range(256))) * 32
+    assert kernel.write(0, data) == 2 * K
+    assert [(entry.op, entry.length, entry.blocks) for entry in entries()] == [
+        ("read", K, False),
+        ("read", 2 * K, True),
+        ("read", 2 * K, True),
+        ("write", 2 * K, False),
+    ]
+    reads, ios = kernel.together(lambda: [kernel.send_read(i * K, K) for i in range(4)])
+    assert ios == [("read", 0, 4 * K)]
+    assert entries()[-1].blocks
+    after = data + before[2 * K :]
+    for i, unique in enumerate(reads):
+        assert kernel.reply(unique) == (0, after[i * K : (i + 1) * K])
+
+
 # -- rules 2 and 3: fsync --
 
 

@@ -44,6 +44,7 @@ class Facts:
     unreadable: dict[str, str] = field(default_factory=dict)
     """Drivers that cannot read the image, and why."""
     nowait: bool = True
+    wide_nowait: bool = True
     waits: Blocking = field(default_factory=lambda: Blocking("32 writes", 0.0))
     asked: list[str] = field(default_factory=list)
     """The questions that cost time, as they were put."""
@@ -57,6 +58,10 @@ class Facts:
 
     def takes_nowait(self) -> bool:
         return self.nowait
+
+    def takes_wide_nowait(self) -> bool:
+        self.asked.append("wide")
+        return self.wide_nowait
 
     def blocking(self) -> Blocking:
         self.asked.append("blocking")
@@ -84,7 +89,7 @@ def test_a_decision_asks_only_what_it_needs() -> None:
     """With io_uring chosen nothing of linux is tried."""
     facts = Facts()
     decide(facts)
-    assert facts.asked == ["read io_uring"]
+    assert facts.asked == ["read io_uring", "wide"]
 
 
 @pytest.mark.parametrize("filesystem", ["tmpfs", "ramfs"])
@@ -169,6 +174,24 @@ def test_copy_on_write_is_written_by_threads() -> None:
     facts.read_only = True
     assert not decide(facts).writes_by_threads
     assert not decide(Facts(storage=Storage("btrfs"))).writes_by_threads
+
+
+def test_wide_reads_that_a_ring_would_do_one_by_one_are_done_by_threads() -> None:
+    """As on btrfs, whether it copies the image on write or was told not to (chattr +C)."""
+    facts = Facts(storage=Storage("btrfs"), wide_nowait=False)
+    decision = decide(facts)
+    assert (decision.driver, decision.wide_reads_by_threads) == ("io_uring", True)
+    assert decision.reason.endswith("threads read what is longer than a block")
+    facts.copies_on_write = True
+    assert "longer than a block; copy-on-write: threads write" in decide(facts).reason
+    assert not decide(Facts()).wide_reads_by_threads
+
+
+def test_the_page_cache_is_not_asked_for_wide_reads() -> None:
+    """Whether it has the image says nothing about the file system."""
+    facts = Facts(direct=BUFFERED, wide_nowait=False)
+    assert not decide(facts).wide_reads_by_threads
+    assert facts.asked == ["read io_uring"]
 
 
 def test_a_file_that_refuses_nowait_is_not_given_to_a_ring() -> None:
