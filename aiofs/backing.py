@@ -83,7 +83,7 @@ class OpenImage:
             no_fsync=not self.cache.honours_fsync,
             block_device=self.block_device,
             writes_by_threads=self.decision.writes_by_threads,
-            wide_reads_by_threads=self.decision.wide_reads_by_threads,
+            wide_driver=self.decision.wide_driver,
             handle=self.handle,
             sticky_error=sticky_error,
             counters=self.counters,

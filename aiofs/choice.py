@@ -48,15 +48,24 @@ class Drivers:
             decision = self._named
             if decision is None:
                 decision = await trio.to_thread.run_sync(self._decide, fd, direct, read_only)
-            if decision.driver not in self._open:
-                try:
-                    await plane.open_driver(self._prefix + decision.driver)
-                except OSError as error:
-                    self._refuse(decision, error)
-                    continue
-                self._open.add(decision.driver)
+            if not await self._are_open(plane, decision):
+                continue
             self._say(name, decision)
-            return replace(decision, driver=self._prefix + decision.driver)
+            wide = self._prefix + decision.wide_driver if decision.wide_driver else ""
+            return replace(decision, driver=self._prefix + decision.driver, wide_driver=wide)
+
+    async def _are_open(self, plane: Opener, decision: Decision) -> bool:
+        """Open the queues that a decision needs. False: one was refused, so another decision is needed."""
+        for driver in (decision.driver, decision.wide_driver):
+            if driver in ("", *self._open):
+                continue
+            try:
+                await plane.open_driver(self._prefix + driver)
+            except OSError as error:
+                self._refuse(driver, error)
+                return False
+            self._open.add(driver)
+        return True
 
     def _decide(self, fd: int, direct: Direct, read_only: bool) -> Decision:
         st = os.fstat(fd)
@@ -72,15 +81,15 @@ class Drivers:
             )
             return decide(evidence)
 
-    def _refuse(self, decision: Decision, error: OSError) -> None:
+    def _refuse(self, driver: str, error: OSError) -> None:
         """Go on without this driver, and say so once: it is not asked again."""
-        if self._named is not None or decision.driver == "sync":
+        if self._named is not None or driver == "sync":
             raise error
-        if not self._machine.statuses[decision.driver].works:
+        if not self._machine.statuses[driver].works:
             return  # another image has met it meanwhile
         why = f"it passed its tests, but failed to start: {reason(error)}"
-        log.warning("AIO driver %s failed to start: %s; going on without it", decision.driver, reason(error))
-        self._machine.refuse(decision.driver, why)
+        log.warning("AIO driver %s failed to start: %s; going on without it", driver, reason(error))
+        self._machine.refuse(driver, why)
 
     def _say(self, name: str, decision: Decision) -> None:
         """The first image of each kind is worth a line, the others are not."""

@@ -61,8 +61,8 @@ class Decision:
     tests: tuple[Test, ...] = ()
     writes_by_threads: bool = False
     """Writes go to a pool of threads beside the driver."""
-    wide_reads_by_threads: bool = False
-    """So do reads of more than a block."""
+    wide_driver: str = ""
+    """Does the reads of more than a block; empty: `driver` does."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def uring_wide_reads(evidence: Evidence) -> Test:
         return Test(name, evidence.direct.looked_at, Verdict.YES, "from the page cache")
     if evidence.takes_wide_nowait():
         return Test(name, looked_at, Verdict.YES, "in place")
-    reason = "of two blocks: refused; a ring would do them one by one: threads do"
+    reason = "of two blocks: refused; a ring would do them one by one"
     return Test(name, looked_at, Verdict.NOTED, reason)
 
 
@@ -313,8 +313,10 @@ class Candidate:
     because: str
 
 
+IN_PLACE = Candidate("sync", (in_memory,), "nothing to wait for, a copy in place is quickest")
+
 CANDIDATES = (
-    Candidate("sync", (in_memory,), "nothing to wait for, a copy in place is quickest"),
+    IN_PLACE,
     Candidate(
         "io_uring",
         (uring_works, uring_memory, uring_storage, uring_trial, uring_wide_reads, uring_writes),
@@ -326,11 +328,11 @@ CANDIDATES = (
 )
 """First choice first. `posix` is for comparison: `threads` does its job better."""
 
-BESIDE: dict[Callable[[Evidence], Test], str] = {
-    uring_wide_reads: "threads read what is longer than a block",
-    uring_writes: "copy-on-write: threads write",
-}
-"""What a driver's test has noted: work that threads do beside it, for the reason."""
+WIDE_READS = (
+    Candidate("linux", (linux_works, linux_trial), "linux reads what is longer than a block"),
+    Candidate("threads", (threads_work,), "threads read what is longer than a block"),
+)
+"""For reads of more than a block beside a ring, where uring_wide_reads has noted something."""
 
 
 def decide(evidence: Evidence) -> Decision:
@@ -338,27 +340,41 @@ def decide(evidence: Evidence) -> Decision:
     tests = [test(evidence) for test in ABOUT_THE_IMAGE]
     against: list[str] = []
     for candidate in CANDIDATES:
-        noted = set()
-        for test in candidate.tests:
-            found = test(evidence)
-            tests.append(replace(found, driver=candidate.driver))
-            if found.verdict is Verdict.NO:
-                break
-            if found.verdict is Verdict.NOTED:
-                noted.add(test)
-        else:
-            beside = [BESIDE[test] for test in candidate.tests if test in noted]
-            reason = "; ".join([candidate.because, *beside, *against])
+        refusal, noted = _ask(candidate, evidence, tests)
+        if refusal is None:
+            wide = _wide_reads(evidence, tests) if uring_wide_reads in noted else None
+            beside = [wide.because] if wide else []
+            if uring_writes in noted:
+                beside.append("copy-on-write: threads write")
             return Decision(
                 candidate.driver,
-                reason,
+                "; ".join([candidate.because, *beside, *against]),
                 tuple(tests),
                 writes_by_threads=uring_writes in noted,
-                wide_reads_by_threads=uring_wide_reads in noted,
+                wide_driver=wide.driver if wide else "",
             )
-        if test is not in_memory:
-            against.append(f"not {candidate.driver}: {found.reason}")
+        if candidate is not IN_PLACE:
+            against.append(f"not {candidate.driver}: {refusal.reason}")
     raise BadInput(f"no AIO driver works on this machine: {'; '.join(against)}")
+
+
+def _ask(
+    candidate: Candidate, evidence: Evidence, tests: list[Test]
+) -> tuple[Test | None, set[Callable[[Evidence], Test]]]:
+    """Run its tests, adding them to `tests`. The one that refuses it, if any; those that noted something."""
+    noted: set[Callable[[Evidence], Test]] = set()
+    for test in candidate.tests:
+        found = replace(test(evidence), driver=candidate.driver)
+        tests.append(found)
+        if found.verdict is Verdict.NO:
+            return found, noted
+        if found.verdict is Verdict.NOTED:
+            noted.add(test)
+    return None, noted
+
+
+def _wide_reads(evidence: Evidence, tests: list[Test]) -> Candidate | None:
+    return next((each for each in WIDE_READS if _ask(each, evidence, tests)[0] is None), None)
 
 
 def named(driver: str, statuses: Sequence[Status]) -> Decision:

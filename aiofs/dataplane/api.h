@@ -124,8 +124,7 @@ enum {
     AIOFS_IMAGE_NO_FSYNC = 2, /* cache mode unsafe: FSYNC is answered without being done */
     AIOFS_IMAGE_BLOCKDEV = 4, /* a block device: it cannot grow */
     AIOFS_IMAGE_WRITES_BY_THREADS = 8, /* WRITEs go to `threads`: the driver would do them one by one */
-    AIOFS_IMAGE_DSYNC = 16,   /* opened with O_DSYNC: a change of blocks is on disk when it is answered, too */
-    AIOFS_IMAGE_WIDE_READS_BY_THREADS = 32 /* so do reads of more than a block: of several READs, or one long one */
+    AIOFS_IMAGE_DSYNC = 16    /* opened with O_DSYNC: a change of blocks is on disk when it is answered, too */
 };
 
 /* Requests by how long they took, from the drain that read them until the result of their last io was taken up
@@ -177,7 +176,7 @@ typedef struct {
     uint32_t flags;
     uint32_t block_size; /* bytes, a power of two, 1 for buffered images */
     int32_t error;       /* a sticky fsync error (-errno) from an earlier registration, or 0 */
-    uint32_t pad;
+    int32_t wide_driver; /* index of the driver for reads of more than a block; often the same */
     uint64_t handle;     /* what the opens of this registration are answered with; RELEASEs of others are not of it */
     /* Python's memory, counted up from what is in it until UNREGISTER is answered or aiofs_run has returned:
      * so the counters of an image go on when it is opened again. */

@@ -70,7 +70,6 @@ static void prepare(struct request *r)
 
     r->io.op = operations[r->kind];
     r->io.fd = image->fd;
-    r->io.file = image->file;
     if (r->kind > REQUEST_WRITE) {
         if (r->step == STEP_DURABLE)
             r->io.op = IO_FSYNC;
@@ -235,21 +234,11 @@ static struct request *request_of(struct io *io)
     return (struct request *)io; /* io is its first member */
 }
 
-static int is_wide(const struct io *io, const struct image *image)
-{
-    return io->iovcnt > 1 || io->iov->iov_len > image->block_size;
-}
-
 /* Would this io block a driver's submit, or wait in it for others, or did the driver keep refusing it? */
 static int wants_thread(const struct request *r)
 {
-    const struct image *image = r->image;
-
-    if (r->step == STEP_TAIL || r->tries > DRIVER_TRIES)
-        return 1;
-    if (r->io.op == IO_WRITE)
-        return (image->flags & AIOFS_IMAGE_WRITES_BY_THREADS) != 0;
-    return r->io.op == IO_READ && image->flags & AIOFS_IMAGE_WIDE_READS_BY_THREADS && is_wide(&r->io, image);
+    return r->step == STEP_TAIL || r->tries > DRIVER_TRIES ||
+           (r->io.op == IO_WRITE && r->image->flags & AIOFS_IMAGE_WRITES_BY_THREADS);
 }
 
 /* Of a batch that is about to go out. */
@@ -262,6 +251,21 @@ static void mark(struct aiofs_plane *plane, struct io **ios, int n)
         r->io.blocks = wants_thread(r);
     }
     count_batch(plane, n);
+}
+
+static int is_wide(const struct io *io, uint32_t block_size)
+{
+    return io->op == IO_READ && (io->iovcnt > 1 || io->iov->iov_len > block_size);
+}
+
+/* The queue for an io, which from now on carries its file there. */
+static struct queue *route_io(struct io *io)
+{
+    const struct image *image = request_of(io)->image;
+    int wide = image->wide_queue != image->queue && is_wide(io, image->block_size);
+
+    io->file = wide ? image->wide_file : image->file;
+    return wide ? image->wide_queue : image->queue;
 }
 
 /* ios[0..n), all of one queue. The queues hold as many ios as there are requests, so none is refused. */
@@ -289,9 +293,9 @@ int batch_submit(struct aiofs_plane *plane)
             plane->ios[i] = &plane->batch[i]->io;
     }
     for (int from = 0, to; from < ios; from = to) {
-        struct queue *queue = request_of(plane->ios[from])->image->queue;
+        struct queue *queue = route_io(plane->ios[from]);
 
-        for (to = from + 1; to < ios && request_of(plane->ios[to])->image->queue == queue; to++)
+        for (to = from + 1; to < ios && route_io(plane->ios[to]) == queue; to++)
             ;
         mark(plane, plane->ios + from, to - from);
         submit_run(queue, plane->ios + from, to - from);
@@ -308,7 +312,7 @@ int batch_submit_and_wait(struct aiofs_plane *plane, const int *fds)
     if (take_batch(plane) == 0)
         return -1;
     io = &plane->batch[0]->io;
-    queue = plane->batch[0]->image->queue;
+    queue = route_io(io);
     mark(plane, &io, 1);
     mask = queue_can_wait(queue, io) ? queue_submit_and_wait(queue, io, fds) : -1;
     if (mask < 0)

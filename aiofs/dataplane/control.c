@@ -85,33 +85,57 @@ static int is_block_size(uint32_t size, uint32_t flags)
     return size >= 1 && size <= BLOCK_MAX && (size & (size - 1)) == 0;
 }
 
+/* Announce the image to its queues. 0, or -errno and nothing done. */
+static int attach(struct image *image)
+{
+    image->wide_file = image->file = queue_attach(image->queue, image->fd);
+    if (image->file < 0)
+        return image->file;
+    if (image->wide_queue == image->queue)
+        return 0;
+    image->wide_file = queue_attach(image->wide_queue, image->fd);
+    if (image->wide_file >= 0)
+        return 0;
+    queue_detach(image->queue, image->file);
+    return image->wide_file;
+}
+
+static void detach(struct image *image)
+{
+    if (image->wide_queue != image->queue)
+        queue_detach(image->wide_queue, image->wide_file);
+    queue_detach(image->queue, image->file);
+}
+
 static int64_t do_register(struct aiofs_plane *plane, const aiofs_command *command)
 {
-    struct queue *queue;
+    struct queue *queue, *wide_queue;
     struct image *image;
-    int file, error;
+    int error;
 
     if (!is_block_size(command->block_size, command->flags) || command->fd < 0 || command->error > 0)
         return -EINVAL;
     if ((command->flags & AIOFS_IMAGE_DIRECT && command->tail_fd < 0) || !command->counters)
         return -EINVAL;
     error = queue_of(plane, command->driver, &queue);
+    if (!error)
+        error = queue_of(plane, command->wide_driver, &wide_queue);
     if (error)
         return error;
     image = image_add(&plane->images, command->node, &error);
     if (!image)
         return error;
-    file = queue_attach(queue, command->fd);
-    if (file < 0) {
-        image_remove(&plane->images, image);
-        return file;
-    }
     image->fd = command->fd;
     image->tail_fd = command->tail_fd;
-    image->file = file;
+    image->queue = queue;
+    image->wide_queue = wide_queue;
+    error = attach(image);
+    if (error) {
+        image_remove(&plane->images, image);
+        return error;
+    }
     image->flags = command->flags;
     image->block_size = command->block_size;
-    image->queue = queue;
     image->sticky_error = command->error;
     image->counters = command->counters;
     image->counters->sticky_error = command->error;
@@ -125,7 +149,7 @@ void control_unregistered(struct aiofs_plane *plane, struct image *image)
     uint64_t id = image->unregister_id;
     int64_t sticky = -image->sticky_error;
 
-    queue_detach(image->queue, image->file);
+    detach(image);
     image_remove(&plane->images, image);
     control_answer(plane, id, sticky);
 }

@@ -26,9 +26,11 @@
 
 struct image {
     uint64_t node; /* 0: the slot is free */
-    int fd, tail_fd, file;
+    int fd, tail_fd;
     uint32_t flags, block_size;
     struct queue *queue;
+    struct queue *wide_queue; /* for reads of more than a block; mostly the same */
+    int file, wide_file;      /* fd in each of the two */
     struct request *oldest, *newest; /* the active list */
     unsigned active, active_writes, active_resizes; /* writes: FALLOCATEs, too */
     uint64_t epoch;          /* counts FSYNCs, FALLOCATEs and resizes: nothing is merged across one */

@@ -41,8 +41,8 @@ class ImageSpec:
     block_device: bool = False
     writes_by_threads: bool = False
     """WRITEs go to the pool of threads beside the driver."""
-    wide_reads_by_threads: bool = False
-    """So do reads of more than a block, among them READs that were merged."""
+    wide_driver: str = ""
+    """Serves reads of more than a block, such as READs that were merged; empty: `driver` does."""
     handle: int = 0
     """What its opens are answered with; a RELEASE of another handle is not counted as one of them."""
     sticky_error: int = 0
@@ -155,7 +155,6 @@ class DataPlane:
             | (lib.AIOFS_IMAGE_NO_FSYNC if spec.no_fsync else 0)
             | (lib.AIOFS_IMAGE_BLOCKDEV if spec.block_device else 0)
             | (lib.AIOFS_IMAGE_WRITES_BY_THREADS if spec.writes_by_threads else 0)
-            | (lib.AIOFS_IMAGE_WIDE_READS_BY_THREADS if spec.wide_reads_by_threads else 0)
         )
         before = self._lent.get(node)
         self._lent[node] = spec.counters
@@ -165,6 +164,7 @@ class DataPlane:
             fd=spec.fd,
             tail_fd=spec.tail_fd,
             driver=driver_index(spec.driver),
+            wide_driver=driver_index(spec.wide_driver or spec.driver),
             flags=flags,
             block_size=spec.block_size,
             error=-spec.sticky_error,

@@ -24,6 +24,13 @@ static unsigned image_count;
 static struct kernel kernel;
 static unsigned char data[LENGTH_MAX];
 
+static const char *driver_in_use;
+
+static int is_faulty(void)
+{
+    return strncmp(driver_in_use, "fault:", 6) == 0;
+}
+
 static struct model *any_image(void)
 {
     return &images[random_below(image_count)];
@@ -224,7 +231,9 @@ static void do_register_again(struct model *m)
     kernel_send(&kernel, e, &in, sizeof in, "x", 1);
     kernel_drain(&kernel);
     m->error = 0;
-    m->flags = (one_in(3) ? AIOFS_IMAGE_WRITES_BY_THREADS : 0) | (one_in(3) ? AIOFS_IMAGE_WIDE_READS_BY_THREADS : 0);
+    m->flags = one_in(3) ? AIOFS_IMAGE_WRITES_BY_THREADS : 0;
+    m->has_wide_driver = one_in(3);
+    m->wide_driver = aiofs_driver_index(is_faulty() ? "fault:threads" : "threads");
     model_register(m, &kernel, m->driver);
 }
 
@@ -325,8 +334,6 @@ __attribute__((noinline, no_sanitize("thread"))) static uint64_t read_counters(c
 
 /* ---- faults, by the drivers that are there for them ---- */
 
-static const char *driver_in_use;
-
 /* It strikes the next `times` ios of that kind. */
 static void add_fault(int kind, uint64_t op, int64_t value, uint64_t times)
 {
@@ -378,7 +385,7 @@ static void reload(const struct expectation *e)
 /* Errors that callers do notice: alone, so that it is known whose. */
 static void do_fault(struct model *m)
 {
-    if (strncmp(driver_in_use, "fault:", 6) != 0)
+    if (!is_faulty())
         return;
     if (!one_in(4)) {
         disturb();

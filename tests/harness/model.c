@@ -57,6 +57,7 @@ void model_register(struct model *m, struct kernel *k, int32_t driver)
         .verb = AIOFS_REGISTER,
         .node = m->node,
         .driver = driver,
+        .wide_driver = m->has_wide_driver ? m->wide_driver : driver,
         .flags = m->flags | (m->direct ? AIOFS_IMAGE_DIRECT : 0),
         .block_size = m->block,
         .error = m->error,

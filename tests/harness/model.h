@@ -13,6 +13,8 @@ struct model {
     uint32_t block; /* of O_DIRECT; 1 when buffered */
     uint32_t flags; /* of aiofs_command, beside DIRECT */
     int32_t driver;
+    int has_wide_driver; /* for reads of more than a block */
+    int32_t wide_driver;
     int fd, tail_fd;
     int64_t size;
     unsigned char *bytes; /* IMAGE_MAX of them; 0 from size on */

@@ -148,7 +148,7 @@ static void use_plane(const char *driver, int fd)
 
     command.block_size = 1;
     command.counters = &counters;
-    command.driver = aiofs_driver_index(driver);
+    command.driver = command.wide_driver = aiofs_driver_index(driver);
     for (int i = 0; i < 3; i++)
         if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pairs[i]) < 0)
             fail("socketpair: %s", strerror(errno));

@@ -76,11 +76,11 @@ def test_disk_file_systems_are_given_io_uring(
     assert image["driver"] == "io_uring"
     storage = next(test for test in image["tests"] if test["name"] == "storage")
     assert storage["looked_at"].startswith(f"{kind} on loop")
-    assert ("threads read what is longer" in image["driver_reason"]) == (kind == "btrfs")
+    assert ("linux reads what is longer" in image["driver_reason"]) == (kind == "btrfs")
 
 
 def test_copy_on_write_images_are_written_by_threads(below: Loops, mounted: Mounting) -> None:
-    """btrfs; one that chattr +C exempts is written by the ring. Threads do the wide reads of both."""
+    """btrfs; one that chattr +C exempts is written by the ring. `linux` does the wide reads of both."""
     require_driver("io_uring")
     directory = below.filesystem("btrfs", "disk", 320 * MIB)
     make_image(directory)
@@ -89,9 +89,9 @@ def test_copy_on_write_images_are_written_by_threads(below: Loops, mounted: Moun
     subprocess.run(["chattr", "+C", exempt], check=True)
     make_image(exempt)
     reason = decided(mounted(directory))["driver_reason"]
-    assert "threads write" in reason and "threads read what is longer than a block" in reason
+    assert "threads write" in reason and "linux reads what is longer than a block" in reason
     reason = decided(mounted(exempt))["driver_reason"]
-    assert "threads write" not in reason and "threads read what is longer than a block" in reason
+    assert "threads write" not in reason and "linux reads what is longer than a block" in reason
 
 
 def test_tmpfs_is_served_in_place(below: Loops, mounted: Mounting) -> None:

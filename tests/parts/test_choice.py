@@ -59,6 +59,27 @@ def test_a_driver_that_fails_later_is_gone_without(
     table.source.close()
 
 
+def test_a_wide_driver_that_fails_later_is_gone_without(
+    images: Path, plane: FakePlane, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The image has its first driver all the same, and threads for what the second would have done."""
+    for driver in ("io_uring", "linux"):
+        if driver not in WORKING:
+            pytest.skip(f"{driver} does not work here")
+    monkeypatch.setattr(trial, "takes_wide_nowait", lambda *_: False)
+    plane.refused_drivers = {"linux"}
+    table = make_table(images, plane, aio=None)
+    if not probe.probe(images / "a.img").decision.wide_driver:
+        pytest.skip(f"auto does not use io_uring with O_DIRECT in {images}")
+    run(lambda: table.open(node_of(table), os.O_RDWR))
+    assert opened(table) == ["io_uring"]
+    assert plane.drivers == ["io_uring", "threads"]
+    assert "threads read what is longer" in table.info()[0].driver_reason
+    assert [r.message for r in caplog.records if "linux failed to start" in r.message]
+    run(table.close_all)
+    table.source.close()
+
+
 def test_a_named_driver_that_fails_is_not_replaced(images: Path, plane: FakePlane) -> None:
     """The open gets the kernel's errno, and nothing is registered."""
     plane.refused_drivers = {"threads"}

@@ -135,27 +135,41 @@ def test_writes_by_threads_leave_the_driver_to_the_reads(kernel: FakeKernel, ima
     assert image.read_bytes()[8192 : 8192 + K] == data
 
 
-def test_wide_reads_by_threads_leave_the_driver_to_the_rest(kernel: FakeKernel, image: Path) -> None:
-    """The driver gets reads of one block, and writes; threads read more, for one READ or for several."""
-    kernel.register(image, direct=True, block_size=K, wide_reads_by_threads=True)
+def test_wide_reads_go_to_a_driver_of_their_own(kernel: FakeKernel, image: Path) -> None:
+    """It gets reads of more than one block; the first driver gets the others, and writes."""
+    kernel.register(image, direct=True, block_size=K, driver="sync", wide_driver="fault:sync")
     before = image.read_bytes()
     assert kernel.read(0, K) == before[:K]
     assert kernel.read(K, 2 * K) == before[K : 3 * K]
     assert kernel.read(100, K) == before[100 : 100 + K]  # two blocks
     data = bytes(reversed(range(256))) * 32
     assert kernel.write(0, data) == 2 * K
-    assert [(entry.op, entry.length, entry.blocks) for entry in entries()] == [
-        ("read", K, False),
-        ("read", 2 * K, True),
-        ("read", 2 * K, True),
-        ("write", 2 * K, False),
-    ]
-    reads, ios = kernel.together(lambda: [kernel.send_read(i * K, K) for i in range(4)])
-    assert ios == [("read", 0, 4 * K)]
-    assert entries()[-1].blocks
-    after = data + before[2 * K :]
-    for i, unique in enumerate(reads):
-        assert kernel.reply(unique) == (0, after[i * K : (i + 1) * K])
+    assert kernel.write(5 * K + 1, b"x" * K) == K  # reads a block at each edge
+    assert submitted() == [("read", K, 2 * K), ("read", 0, 2 * K)]
+    assert kernel.unregister() == 0
+    expected = bytearray(before)
+    expected[: 2 * K] = data
+    expected[5 * K + 1 : 6 * K + 1] = b"x" * K
+    assert image.read_bytes() == expected
+
+
+def test_reads_that_are_merged_are_wide(kernel: FakeKernel, image: Path) -> None:
+    """Of a batch, the first driver gets what remains by itself."""
+    kernel.register(image, direct=True, block_size=K, driver="fault:sync", wide_driver="sync")
+    blocks = (0, 5, 1, 2, 3, 7)
+    reads, ios = kernel.together(lambda: [kernel.send_read(i * K, K) for i in blocks])
+    assert sorted(ios) == [("read", 5 * K, K), ("read", 7 * K, K)]
+    data = image.read_bytes()
+    for unique, i in zip(reads, blocks, strict=True):
+        assert kernel.reply(unique) == (0, data[i * K : (i + 1) * K])
+
+
+def test_a_wide_driver_that_is_not_there_refuses_the_image(kernel: FakeKernel, image: Path) -> None:
+    """Nothing is registered, and the same image can be served otherwise."""
+    with pytest.raises(ValueError, match="nonsense"):
+        kernel.register(image, wide_driver="nonsense")
+    kernel.register(image)
+    assert kernel.read(0, K) == image.read_bytes()[:K]
 
 
 # -- rules 2 and 3: fsync --

@@ -176,21 +176,43 @@ def test_copy_on_write_is_written_by_threads() -> None:
     assert not decide(Facts(storage=Storage("btrfs"))).writes_by_threads
 
 
-def test_wide_reads_that_a_ring_would_do_one_by_one_are_done_by_threads() -> None:
-    """As on btrfs, whether it copies the image on write or was told not to (chattr +C)."""
-    facts = Facts(storage=Storage("btrfs"), wide_nowait=False)
+@pytest.mark.parametrize(
+    ("refused", "unreadable", "wide"),
+    [
+        ({}, {}, "linux"),
+        ({"linux": "fs.aio-max-nr"}, {}, "threads"),
+        ({}, {"linux": "no"}, "threads"),
+        ({"linux": "", "threads": ""}, {}, ""),
+    ],
+)
+def test_wide_reads_that_a_ring_would_do_one_by_one_have_another_driver(
+    refused: dict[str, str], unreadable: dict[str, str], wide: str
+) -> None:
+    """As on btrfs; the tests that led there are shown, and the reason says so."""
+    facts = Facts(wide_nowait=False, refused=refused, unreadable=unreadable)
     decision = decide(facts)
-    assert (decision.driver, decision.wide_reads_by_threads) == ("io_uring", True)
-    assert decision.reason.endswith("threads read what is longer than a block")
-    facts.copies_on_write = True
+    assert (decision.driver, decision.wide_driver) == ("io_uring", wide)
+    verb = {"linux": "; linux reads", "threads": "; threads read"}.get(wide)
+    assert decision.reason == f"passed all its tests{verb + ' what is longer than a block' if verb else ''}"
+    assert {test.driver for test in decision.tests} >= {"linux"}
+
+
+def test_wide_reads_and_copy_on_write_are_both_said() -> None:
+    """btrfs does both; with chattr +C the first alone."""
+    facts = Facts(storage=Storage("btrfs"), wide_nowait=False, copies_on_write=True)
     assert "longer than a block; copy-on-write: threads write" in decide(facts).reason
-    assert not decide(Facts()).wide_reads_by_threads
+    assert (decide(facts).wide_driver, decide(facts).writes_by_threads) == ("linux", True)
+
+
+def test_wide_reads_in_place_have_no_other_driver() -> None:
+    """As on ext4 and xfs."""
+    assert decide(Facts()).wide_driver == ""
 
 
 def test_the_page_cache_is_not_asked_for_wide_reads() -> None:
     """Whether it has the image says nothing about the file system."""
     facts = Facts(direct=BUFFERED, wide_nowait=False)
-    assert not decide(facts).wide_reads_by_threads
+    assert decide(facts).wide_driver == ""
     assert facts.asked == ["read io_uring"]
 
 

@@ -85,7 +85,7 @@ static void send_reply(const uint8_t *data, size_t left, size_t size)
 static void send_command(const uint8_t *data, size_t left, const int *fds)
 {
     static const int16_t sizes[] = {0, 1, 4096, 5000, -1, 32767};
-    aiofs_command command = {.id = 1, .pad = 0};
+    aiofs_command command = {.id = 1};
 
     if (left < 8)
         return;
@@ -93,6 +93,7 @@ static void send_command(const uint8_t *data, size_t left, const int *fds)
     command.node = 10 + data[1] % 4;
     command.size = sizes[data[2] % 6];
     command.driver = data[3] & 1 ? aiofs_driver_index("sync") : (int8_t)data[3] % 3;
+    command.wide_driver = data[7] & 8 ? (int8_t)data[3] % 3 : command.driver;
     command.flags = data[4];
     command.block_size = 1u << data[5] % 16;
     command.error = (int8_t)data[6];
@@ -154,7 +155,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     plane = start();
     command.fd = fds[0];
     command.counters = &counters[0];
-    command.driver = aiofs_driver_index("sync");
+    command.driver = command.wide_driver = aiofs_driver_index("sync");
     send_to(2, &command, sizeof command);
     feed(plane, data, size, fds);
     take_turns(plane, 0);

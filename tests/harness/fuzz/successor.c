@@ -29,7 +29,7 @@ static void register_image(int fd, int error)
     command.fd = fd;
     command.error = error;
     command.counters = &counters;
-    command.driver = aiofs_driver_index("sync");
+    command.driver = command.wide_driver = aiofs_driver_index("sync");
     send_to(2, &command, sizeof command);
 }
 
