@@ -289,8 +289,8 @@ uint32_t aiofs_latency_bucket(uint64_t ns);
  * Returns the requests that there have been since aiofs_waiting_reset; `looks`: how many of them were waited for looking. */
 uint64_t aiofs_waiting_run(int64_t until_ns, int64_t sleep_ns, int64_t look_ns, int32_t processor_percent,
                            uint64_t *looks);
-/* Anew: at time 0, looks of up to limit_ns. */
-void aiofs_waiting_reset(int64_t limit_ns);
+/* Anew: at time 0, looks of up to limit_ns; on_device 1: I/O is waited for, 0: callers only. */
+void aiofs_waiting_reset(int64_t limit_ns, int32_t on_device);
 uint64_t aiofs_waiting_trials(void);
 /* Processor time that the process has used, ns; 0: unknown. */
 int64_t aiofs_waiting_processor_ns(uint32_t pid);

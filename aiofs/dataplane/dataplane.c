@@ -366,7 +366,7 @@ static int submit_alone(struct aiofs_plane *plane)
     plane->counters.sleeps++;
     if (mask & ~1)
         take_events(plane, 0);
-    waiting_note(&plane->waiting, clock_ns() - start);
+    waiting_note(&plane->waiting, clock_ns() - start, 1);
     plane->cut_short = 0;
     plane->come_alone = !(mask & 1);
     return 1;
@@ -411,12 +411,13 @@ static void wait_for_work(struct aiofs_plane *plane)
 {
     int64_t start = clock_ns();
     int looks = waiting_looks(&plane->waiting, start, plane->counters.requests, plane->last_pid);
+    int on_device = plane->in_work != 0;
 
     if (!looks || !look(plane, start)) {
         take_events(plane, -1);
         plane->counters.sleeps++;
     }
-    waiting_note(&plane->waiting, clock_ns() - start);
+    waiting_note(&plane->waiting, clock_ns() - start, on_device);
 }
 
 /* Of the stack, far more than the loop ever uses. */

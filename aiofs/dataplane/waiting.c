@@ -10,16 +10,17 @@
 /* A window that is compared lasts so long, and has so many requests. */
 #define WINDOW_NS (100 * MS)
 #define WINDOW_REQUESTS 64
-/* A trial of sleeping begins with what the kernel's load balancer needs to bring the caller here: 100-230 ms were seen.
- * The other manner has to be faster by more than one part in so many: identical windows differ by some percent. */
+/* A trial begins with what the kernel's load balancer needs to bring the caller here, or to take it away: 100-230 ms were
+ * seen. The other manner has to be faster by more than one part in so many: identical windows differ by some percent. */
 #define SETTLE_NS (250 * MS)
-#define GAIN_PARTS_ASLEEP 12
-/* A trial of looking is over before the balancer takes the caller away (10-20 ms), so that a caller who stays loses
- * nothing. Until then looking is up to a fifth faster than it will be, so it has to be faster by more than a quarter. */
-#define LOOK_TRIAL_NS (8 * MS)
-#define GAIN_PARTS_LOOKING 4
+#define GAIN_PARTS 12
+/* Where a device is waited for, a trial of looking is over before the balancer takes the caller away (10-20 ms), so that a
+ * caller who stays loses nothing. Until then looking is up to a fifth faster than it will be, so it has to be faster by more
+ * than a quarter. Where nothing but callers is waited for, it is slower until then: nobody runs while we look. */
+#define SHORT_TRIAL_NS (8 * MS)
+#define GAIN_PARTS_SHORT 4
 /* Until the first trial, and then four times as long each time that a trial finds nothing better. Where the first is one
- * of looking, which is cheap, it comes after the first window. */
+ * of looking, it comes after the first window. */
 #define HOLD_NS (4000 * MS)
 #define HOLD_NS_MAX (64000 * MS)
 
@@ -110,9 +111,22 @@ static int take_caller(struct waiting *waiting, int64_t now_ns, uint32_t pid)
     return 1;
 }
 
-static int gain_parts(const struct waiting *waiting)
+static int64_t next_hold(const struct waiting *waiting)
 {
-    return waiting->looks ? GAIN_PARTS_LOOKING : GAIN_PARTS_ASLEEP;
+    return waiting->hold_ns < HOLD_NS ? HOLD_NS : 4 * waiting->hold_ns;
+}
+
+/* Is the pace in the manner that was tried so much better than in the other one? */
+static int is_gain(const struct waiting *waiting, int64_t other_ns, int64_t tried_ns)
+{
+    return other_ns - tried_ns > other_ns / (waiting->is_short ? GAIN_PARTS_SHORT : GAIN_PARTS);
+}
+
+static void begin_trial(struct waiting *waiting)
+{
+    waiting->looks = !waiting->looks;
+    waiting->is_short = waiting->looks && waiting->on_device;
+    waiting->state = waiting->is_short ? WAITING_TRIAL : WAITING_SETTLING;
 }
 
 /* A window ends with this pace. */
@@ -126,20 +140,32 @@ static void end_window(struct waiting *waiting, int64_t now_ns, int64_t pace_ns)
         if (now_ns < waiting->trial_at_ns)
             break;
         waiting->pace_ns = pace_ns;
-        waiting->looks = !waiting->looks;
-        waiting->state = waiting->looks ? WAITING_TRIAL : WAITING_SETTLING;
+        begin_trial(waiting);
         break;
     case WAITING_SETTLING:
         waiting->state = WAITING_TRIAL;
         break;
     case WAITING_TRIAL:
         ++*waiting->trials;
-        if (waiting->pace_ns - pace_ns > waiting->pace_ns / gain_parts(waiting)) {
+        if (is_gain(waiting, waiting->pace_ns, pace_ns)) {
             hold(waiting, now_ns, first_hold(waiting));
             break;
         }
         waiting->looks = !waiting->looks;
-        hold(waiting, now_ns, waiting->hold_ns < HOLD_NS ? HOLD_NS : 4 * waiting->hold_ns);
+        waiting->pace_ns = pace_ns;
+        waiting->state = WAITING_RETURNING;
+        break;
+    case WAITING_RETURNING:
+        waiting->state = WAITING_REVIEW;
+        break;
+    case WAITING_REVIEW:
+        /* The trial may have changed who runs where for good, and the manner before it is not what it was. */
+        if (is_gain(waiting, pace_ns, waiting->pace_ns)) {
+            waiting->looks = !waiting->looks;
+            hold(waiting, now_ns, first_hold(waiting));
+        } else {
+            hold(waiting, now_ns, next_hold(waiting));
+        }
         break;
     }
 }
@@ -149,15 +175,17 @@ static void be_quiet(struct waiting *waiting, int64_t now_ns)
     if (is_trying(waiting)) {
         waiting->looks = !waiting->looks;
         hold(waiting, now_ns, waiting->hold_ns);
+    } else if (waiting->state == WAITING_RETURNING || waiting->state == WAITING_REVIEW) {
+        hold(waiting, now_ns, next_hold(waiting));
     }
     waiting->state = WAITING_QUIET;
 }
 
 static int64_t window_ns(const struct waiting *waiting)
 {
-    if (waiting->state == WAITING_SETTLING)
+    if (waiting->state == WAITING_SETTLING || waiting->state == WAITING_RETURNING)
         return SETTLE_NS;
-    return waiting->state == WAITING_TRIAL && waiting->looks ? LOOK_TRIAL_NS : WINDOW_NS;
+    return waiting->state == WAITING_TRIAL && waiting->is_short ? SHORT_TRIAL_NS : WINDOW_NS;
 }
 
 int waiting_looks(struct waiting *waiting, int64_t now_ns, uint64_t requests, uint32_t pid)
@@ -177,11 +205,13 @@ int waiting_looks(struct waiting *waiting, int64_t now_ns, uint64_t requests, ui
         end_window(waiting, now_ns, count ? ns / (int64_t)count : 0);
     waiting->start_ns = now_ns;
     waiting->start_requests = requests;
+    waiting->on_device = 0;
     return waiting->looks;
 }
 
-void waiting_note(struct waiting *waiting, int64_t ns)
+void waiting_note(struct waiting *waiting, int64_t ns, int on_device)
 {
+    waiting->on_device |= on_device;
     if (ns > 4 * waiting->limit_ns) /* so that a few short waits after a long one are enough to look again */
         ns = 4 * waiting->limit_ns;
     waiting->wait_ns += (ns - waiting->wait_ns) / 8;

@@ -6,11 +6,12 @@
  * requests come from kernel workers, wherever those run, and a process may keep one busy while it waits for us (an
  * emulated guest, whoever polls). There looking wins. So the first choice goes by who asks. Other machines, and
  * storage as fast as memory, are otherwise: now and then the other manner is tried,
- * looking for 8 ms, sleeping for 0.35 s, and stays when it is faster. README.md has figures.
+ * looking for 8 ms where a device is waited for, anything else for 0.35 s, and stays when it is faster. README.md has figures.
  *
  * A mount that is idle, or on a device slow enough for sleeping not to matter, never looks and tries nothing.
  *
- * Threads: the loop's. States: quiet -> holding -> settling -> trial -> holding ...; any -> quiet.
+ * Threads: the loop's. States: quiet -> holding -> settling -> trial -> holding, where it gained something, or
+ * returning -> review -> holding, in which what was tried may turn out better than what there is now; any -> quiet.
  */
 #ifndef AIOFS_WAITING_H
 #define AIOFS_WAITING_H
@@ -28,8 +29,10 @@ extern const struct waiting_callers waiting_callers; /* this machine's */
 struct waiting {
     int64_t limit_ns; /* the longest look; 0: never look */
     int64_t wait_ns;  /* moving average of how long waits lasted */
-    enum { WAITING_QUIET, WAITING_HOLDING, WAITING_SETTLING, WAITING_TRIAL } state;
+    enum { WAITING_QUIET, WAITING_HOLDING, WAITING_SETTLING, WAITING_TRIAL, WAITING_RETURNING, WAITING_REVIEW } state;
     int looks;        /* the manner in force */
+    int on_device;    /* there were waits for I/O in this window, not for callers only */
+    int is_short;     /* of the trial: it has no settling, and is over soon */
     int has_caller;   /* somebody has asked, */
     int keeps_core;   /* and when the manner was chosen it was one that shares no core with us */
     struct {
@@ -39,7 +42,7 @@ struct waiting {
     } process;
     int64_t start_ns; /* of this window */
     uint64_t start_requests;
-    int64_t pace_ns;  /* time a request, in the last window before the trial */
+    int64_t pace_ns;  /* time a request: before the trial, in the last window; after it, in that of the trial */
     int64_t hold_ns, trial_at_ns;
     const struct waiting_callers *callers;
     uint64_t *trials; /* counted up */
@@ -49,7 +52,7 @@ struct waiting {
 void waiting_init(struct waiting *waiting, int64_t limit_ns, const struct waiting_callers *callers, uint64_t *trials);
 /* Before a wait: is it to begin with a look? There have been `requests`, the last of thread `pid`. */
 int waiting_looks(struct waiting *waiting, int64_t now_ns, uint64_t requests, uint32_t pid);
-/* After it: how long it was. */
-void waiting_note(struct waiting *waiting, int64_t ns);
+/* After it: how long it was, and whether I/O was waited for, too. */
+void waiting_note(struct waiting *waiting, int64_t ns, int on_device);
 
 #endif

@@ -53,7 +53,7 @@ class Caller:
 @pytest.fixture(params=list(KINDS.values()), ids=list(KINDS))
 def caller(request: pytest.FixtureRequest) -> Caller:
     """Each kind of caller, before a loop that has slept."""
-    lib.aiofs_waiting_reset(LIMIT)
+    lib.aiofs_waiting_reset(LIMIT, 1)
     return Caller(request.param)
 
 
@@ -121,7 +121,7 @@ def test_another_caller_is_served_its_own_way(caller: Caller, other: int) -> Non
 
 def test_a_load_of_most_of_a_core_changes_nothing() -> None:
     """Neither does a process that uses 80 % count as busy, nor does it cease to be when it has been."""
-    lib.aiofs_waiting_reset(LIMIT)
+    lib.aiofs_waiting_reset(LIMIT, 1)
     caller = Caller(80)
     caller.calls(3, asleep=FAST, looking=FAST)
     assert caller.share < 0.05
@@ -172,7 +172,52 @@ def test_a_mount_with_time_to_sleep_never_looks(caller: Caller, between: int) ->
 
 def test_no_look_where_it_is_switched_off(caller: Caller) -> None:
     """A limit of 0, as in most tests of the data plane."""
-    lib.aiofs_waiting_reset(0)
+    lib.aiofs_waiting_reset(0, 1)
     caller.calls(10, asleep=FAST, looking=FAST)
     assert caller.share == 0
     assert lib.aiofs_waiting_trials() == 0
+
+
+def test_where_callers_only_are_waited_for_a_trial_of_looking_is_long() -> None:
+    """Storage as fast as memory: looking gains once the caller runs elsewhere, which takes a while."""
+    lib.aiofs_waiting_reset(LIMIT, 0)
+    caller = Caller(LIGHT)
+    caller.begins()
+    caller.calls(0.15, asleep=FAST, looking=FAST)
+    assert 0 < caller.share < 1, "the trial has begun"
+    caller.calls(0.1, asleep=FAST, looking=SLOW)
+    caller.calls(0.3, asleep=FAST, looking=FAST // 2)
+    assert lib.aiofs_waiting_trials() == 1
+    caller.calls(3, asleep=FAST, looking=FAST // 2)
+    assert caller.share == 1
+
+
+@pytest.mark.parametrize("on_device", [0, 1])
+def test_a_trial_that_changed_what_it_returns_to_is_reviewed(caller: Caller, on_device: int) -> None:
+    """Both were level; after the trial the first choice is slow for good, and the other one is taken."""
+    lib.aiofs_waiting_reset(LIMIT, on_device)
+    right = caller.keeps_core
+    caller.begins()
+    while lib.aiofs_waiting_trials() == 0:
+        caller.calls(0.001, asleep=FAST, looking=FAST)
+    slow = {"looking": SLOW, "asleep": FAST} if right else {"looking": FAST, "asleep": SLOW}
+    caller.calls(0.2, **slow)
+    assert caller.share == right
+    caller.calls(0.2, **slow)
+    caller.calls(2, **slow)
+    assert caller.share == pytest.approx(float(not right), abs=0.3)
+
+
+def test_a_pause_ends_a_review(caller: Caller) -> None:
+    """Nothing is known then, so the choice is as it was, until the next trial."""
+    right = caller.keeps_core
+    caller.begins()
+    while lib.aiofs_waiting_trials() == 0:
+        caller.calls(0.001, asleep=FAST, looking=FAST)
+    slow = {"looking": SLOW, "asleep": FAST} if right else {"looking": FAST, "asleep": SLOW}
+    caller.calls(0.3, **slow)
+    caller.calls(0.1, asleep=10_000 * US, looking=10_000 * US)
+    caller.calls(0.01, **slow)
+    caller.calls(3, **slow)
+    assert caller.share == right
+    assert lib.aiofs_waiting_trials() == 1
