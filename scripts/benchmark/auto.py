@@ -46,7 +46,8 @@ class Row:
     best: str
     """The driver whose median is highest."""
     ratio: Spread
-    """auto over that driver, paired by round."""
+    """auto over the best driver, paired by round. For each round that is the best one of the other rounds: or
+    whoever was lucky in it would be chosen for that, and of four equal drivers one is always ahead."""
 
     @property
     def met(self) -> bool:
@@ -70,18 +71,33 @@ def run(directory: Path, size: int, plan: Plan, tell: Callable[[str], None]) -> 
 def rows(kind: str, results: Results) -> Iterator[Row]:
     """What was measured on one file system."""
     for workload in WORKLOADS:
-        medians = {
-            target.name: statistics.median(cell.iops for cell in cells.values())
+        iops = {
+            target.name: {r: cell.iops for r, cell in cells.items()}
             for target in TARGETS
             if (cells := results.of(target.name, workload.name))
         }
-        iops = medians.pop(AUTO, None)
-        if iops is None or not medians:
-            continue
-        best = max(medians, key=lambda name: medians[name])
-        ratio = results.ratio(AUTO, best, workload.name)
-        if ratio is not None:
-            yield Row(kind, workload, iops, best.removeprefix("aiofs-"), ratio)
+        auto = iops.pop(AUTO, None)
+        ratio = Spread.of(_ratios(auto, iops)) if auto else None
+        if auto and ratio:
+            best = _best(iops)
+            yield Row(kind, workload, statistics.median(auto.values()), best.removeprefix("aiofs-"), ratio)
+
+
+def _best(drivers: dict[str, dict[int, float]], without: int | None = None) -> str:
+    """The driver with the highest median; `without` this round, if there are others."""
+
+    def median(driver: str) -> float:
+        rounds = drivers[driver]
+        return statistics.median([iops for r, iops in rounds.items() if r != without] or rounds.values())
+
+    return max(drivers, key=median)
+
+
+def _ratios(auto: dict[int, float], drivers: dict[str, dict[int, float]]) -> Iterator[float]:
+    for r, iops in sorted(auto.items()):
+        there = {driver: rounds for driver, rounds in drivers.items() if r in rounds}
+        if there:
+            yield iops / there[_best(there, without=r)][r]
 
 
 def markdown(found: list[Row]) -> str:
