@@ -389,4 +389,29 @@ MUTANTS = (
         "++aio->unused < 0",
         "tests/parts/test_submit_and_wait.py::test_the_polls_are_removed_when_they_are_of_no_use[io_uring]",
     ),
+    Mutant(
+        "trial-not-reviewed",
+        "a trial that made the manner before it slower does not end in it",
+        f"{PLANE}/waiting.c",
+        "is_gain(waiting, pace_ns, waiting->pace_ns)",
+        "0",
+        "tests/pure/test_waiting.py::test_a_trial_that_changed_what_it_returns_to_is_reviewed[process-1]",
+    ),
+    # -- two drivers --
+    Mutant(
+        "wide-writes",
+        "only reads go to the driver for wide reads",
+        f"{PLANE}/batch.c",
+        "return io->op == IO_READ && (",
+        "return (io->op == IO_READ || io->op == IO_WRITE) && (",
+        "tests/plane/test_data_rules.py::test_wide_reads_go_to_a_driver_of_their_own",
+    ),
+    Mutant(
+        "merged-reads-are-narrow",
+        "reads that were merged go to the driver for wide reads",
+        f"{PLANE}/batch.c",
+        "wide = image->wide_queue != image->queue && is_wide(",
+        "wide = image->wide_queue != image->queue && !request_of(io)->merged && is_wide(",
+        "tests/plane/test_data_rules.py::test_reads_that_are_merged_are_wide",
+    ),
 )
