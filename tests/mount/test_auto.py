@@ -4,6 +4,7 @@ right, and the reason shown is the true one.
 
 from __future__ import annotations
 
+import mmap
 import os
 import random
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from loops import Loops
 from mounting import AIOFS, MountedFs, run_aiofs
+from tracing import traced
 from working import require_driver
 
 from aiofs.dataplane import Queue
@@ -92,6 +94,33 @@ def test_copy_on_write_images_are_written_by_threads(below: Loops, mounted: Moun
     assert "threads write" in reason and "linux reads what is longer than a block" in reason
     reason = decided(mounted(exempt))["driver_reason"]
     assert "threads write" not in reason and "linux reads what is longer than a block" in reason
+
+
+def test_wide_reads_of_btrfs_go_past_the_ring(below: Loops, mounted: Mounting, tmp_path: Path) -> None:
+    """One block through io_uring_enter, more by io_submit; the bytes are right from both."""
+    require_driver("io_uring")
+    require_driver("linux")
+    directory = below.filesystem("btrfs", "disk", 320 * MIB)
+    image = make_image(directory)
+    data = random.Random(2008).randbytes(MIB)
+    image.write_bytes(data)
+    fs = mounted(directory)
+    fd = os.open(fs.path / "a.img", os.O_RDONLY | os.O_DIRECT)
+    memory = mmap.mmap(-1, MIB)
+    try:
+        with traced(fs.server_pid, "io_uring_enter,io_submit", tmp_path / "narrow.log") as narrow:
+            for i in range(20):
+                assert os.preadv(fd, [memoryview(memory)[:4096]], i * 8192) == 4096
+                assert memory[:4096] == data[i * 8192 : i * 8192 + 4096]
+        with traced(fs.server_pid, "io_uring_enter,io_submit", tmp_path / "wide.log") as wide:
+            for i in range(20):
+                assert os.preadv(fd, [memoryview(memory)[: 32 << 10]], i << 15) == 32 << 10
+                assert memory[: 32 << 10] == data[i << 15 : (i + 1) << 15]
+    finally:
+        os.close(fd)
+    assert len(narrow.matching("io_uring_enter")) >= 20
+    assert not narrow.matching("io_submit")
+    assert len(wide.matching("io_submit")) >= 20
 
 
 def test_tmpfs_is_served_in_place(below: Loops, mounted: Mounting) -> None:
