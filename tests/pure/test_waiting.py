@@ -192,15 +192,20 @@ def test_where_callers_only_are_waited_for_a_trial_of_looking_is_long() -> None:
     assert caller.share == 1
 
 
+def slow_after_a_level_trial(caller: Caller) -> dict[str, int]:
+    """Have it pass a trial that finds both level. Paces in which its first choice is slow from then on."""
+    caller.begins()
+    while lib.aiofs_waiting_trials() == 0:
+        caller.calls(0.001, asleep=FAST, looking=FAST)
+    return paces(look=not caller.keeps_core)
+
+
 @pytest.mark.parametrize("on_device", [0, 1])
 def test_a_trial_that_changed_what_it_returns_to_is_reviewed(caller: Caller, on_device: int) -> None:
     """Both were level; after the trial the first choice is slow for good, and the other one is taken."""
     lib.aiofs_waiting_reset(LIMIT, on_device)
     right = caller.keeps_core
-    caller.begins()
-    while lib.aiofs_waiting_trials() == 0:
-        caller.calls(0.001, asleep=FAST, looking=FAST)
-    slow = {"looking": SLOW, "asleep": FAST} if right else {"looking": FAST, "asleep": SLOW}
+    slow = slow_after_a_level_trial(caller)
     caller.calls(0.2, **slow)
     assert caller.share == right
     caller.calls(0.2, **slow)
@@ -211,10 +216,7 @@ def test_a_trial_that_changed_what_it_returns_to_is_reviewed(caller: Caller, on_
 def test_a_pause_ends_a_review(caller: Caller) -> None:
     """Nothing is known then, so the choice is as it was, until the next trial."""
     right = caller.keeps_core
-    caller.begins()
-    while lib.aiofs_waiting_trials() == 0:
-        caller.calls(0.001, asleep=FAST, looking=FAST)
-    slow = {"looking": SLOW, "asleep": FAST} if right else {"looking": FAST, "asleep": SLOW}
+    slow = slow_after_a_level_trial(caller)
     caller.calls(0.3, **slow)
     caller.calls(0.1, asleep=10_000 * US, looking=10_000 * US)
     caller.calls(0.01, **slow)
