@@ -21,7 +21,14 @@ from aiofs.images import ImageTable
 from aiofs.source import Source
 
 MIB = 1 << 20
-WORKING = {status.name for status in drivers() if status.works}
+STATUSES = {status.name: status for status in drivers()}
+WORKING = {name for name, status in STATUSES.items() if status.works}
+
+
+def need(driver: str) -> None:
+    """Skip the test, with the kernel's reason, where a driver does not work."""
+    if driver not in WORKING:
+        pytest.skip(f"{driver}: {STATUSES[driver].reason}")
 
 
 def opened(table: ImageTable) -> list[str]:
@@ -63,14 +70,14 @@ def test_a_wide_driver_that_fails_later_is_gone_without(
     images: Path, plane: FakePlane, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The image has its first driver all the same, and threads for what the second would have done."""
-    for driver in ("io_uring", "linux"):
-        if driver not in WORKING:
-            pytest.skip(f"{driver} does not work here")
+    need("io_uring")
+    need("linux")
     monkeypatch.setattr(trial, "takes_wide_nowait", lambda *_: False)
     plane.refused_drivers = {"linux"}
     table = make_table(images, plane, aio=None)
-    if not probe.probe(images / "a.img").decision.wide_driver:
-        pytest.skip(f"auto does not use io_uring with O_DIRECT in {images}")
+    decision = probe.probe(images / "a.img").decision
+    if not decision.wide_driver:  # no O_DIRECT there, or it is tmpfs
+        pytest.skip(f"auto takes {decision.driver}: {decision.reason}")
     run(lambda: table.open(node_of(table), os.O_RDWR))
     assert opened(table) == ["io_uring"]
     assert plane.drivers == ["io_uring", "threads"]
@@ -112,8 +119,7 @@ def test_the_last_resort_failing_is_an_error(images: Path, plane: FakePlane) -> 
 @pytest.mark.parametrize("driver", ["io_uring", "linux"])
 def test_a_trial_read_leaves_the_image_alone(tmp_path: Path, driver: str) -> None:
     """Same bytes, same times, for a full, a short and an empty file."""
-    if driver not in WORKING:
-        pytest.skip(f"{driver} does not work here")
+    need(driver)
     for size in (0, 100, 8192):
         image = tmp_path / f"{size}.img"
         image.write_bytes(b"x" * size)
