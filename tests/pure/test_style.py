@@ -34,6 +34,15 @@ def place(path: Path, line: int) -> str:
     return f"{path.relative_to(ROOT)}:{line}"
 
 
+def is_text(path: Path) -> bool:
+    """Whether a file is text in UTF-8, and so one that these rules can read."""
+    try:
+        path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def c_functions(text: str) -> Iterator[tuple[int, int]]:
     """First line and length of each function body: braces in the first column open and close it."""
     opened = 0
@@ -77,6 +86,11 @@ def test_no_function_is_longer_than_a_screen() -> None:
     assert long == []
 
 
+def test_every_file_is_text() -> None:
+    """What a tool left behind in the tree, and `git add` took along, is named here."""
+    assert [str(path.relative_to(ROOT)) for path in files() if not is_text(path)] == []
+
+
 # Written in halves, so that this file does not hold what it looks for.
 FORBIDDEN = {
     "a package registry's host": r"\b(pypi\.or"
@@ -95,7 +109,7 @@ def test_no_file_holds(what: str) -> None:
     pattern = re.compile(FORBIDDEN[what])
     found = [
         place(path, number)
-        for path in files()
+        for path in filter(is_text, files())
         for number, line in enumerate(path.read_text().splitlines(), 1)
         if pattern.search(line)
     ]
