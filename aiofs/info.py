@@ -61,7 +61,9 @@ FIELDS: Mapping[str, str] = {
     "plane": "counters of the data plane: requests read from the kernel; forwarded of them to the control "
     "plane; refused as malformed; batches submitted, ios in all of them, and batch_ios: [k] counts those "
     "of 2^k to 2^(k+1)-1 ios; sleeps, and looks: sleeps avoided by looking a little longer; "
-    "look_trials: how often the other of the two was tried; in_flight now",
+    "look_trials: how often the other of the two was tried; replies_together: answers that shared a system "
+    "call; halves: batches after which requests were held back, since the device reports what it has done in "
+    "lumps; in_flight now",
     "faults": "null, or what fault:DRIVER does on purpose: seed, reorder, ios given to it, overlaps (of them "
     "while one that they overlap was in flight: 0, or aiofs is wrong), and each fault's words and how many "
     "operations it struck",

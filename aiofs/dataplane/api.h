@@ -200,6 +200,7 @@ typedef struct {
     uint64_t look_trials;   /* how often the other of looking and sleeping was tried */
     uint64_t in_flight;     /* requests in work now */
     uint64_t replies_together; /* answers that shared a system call with others */
+    uint64_t halves;        /* batches after which requests were held back (lumps.h) */
 } aiofs_plane_counters;
 
 /* Checks the configuration, allocates everything. 0 and *out, or -errno. */
@@ -261,7 +262,7 @@ int32_t aiofs_fault_hold(int32_t hold);
 /* For tests: the first 65,536 ios that were submitted, in order; how many were copied. */
 int32_t aiofs_fault_log(aiofs_fault_entry *out, uint32_t max);
 
-/* ---- merge.h, protocol.h, histogram.h and waiting.h, for tests (testing.c) ---- */
+/* ---- merge.h, protocol.h, histogram.h, waiting.h and lumps.h, for tests (testing.c) ---- */
 
 typedef struct {
     uint64_t stream;
@@ -294,6 +295,14 @@ void aiofs_waiting_reset(int64_t limit_ns, int32_t on_device);
 uint64_t aiofs_waiting_trials(void);
 /* Processor time that the process has used, ns; 0: unknown. */
 int64_t aiofs_waiting_processor_ns(uint32_t pid);
+
+/* The loop looks at a device: of so many ios in flight, so many have finished; reads 1: all of these were READs. */
+typedef struct {
+    uint32_t finished, in_flight;
+    int32_t reads;
+} aiofs_look;
+/* How many ios may be in flight after these looks, with so many requests in work; UINT32_MAX: any number. */
+uint32_t aiofs_lumps_limit(const aiofs_look *looks, uint32_t n, uint32_t in_work);
 
 /* ---- system calls that Python lacks ---- */
 

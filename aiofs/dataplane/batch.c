@@ -110,19 +110,43 @@ static int mergeable(const struct request *r)
     return r->kind <= REQUEST_WRITE && r->step == STEP_WHOLE && !r->alone;
 }
 
-/* Take the ready list as a batch, prepared. Requests that cannot be done are answered on the way. */
-static int take_batch(struct aiofs_plane *plane)
+/* Of the ready list, in its order, what the devices are to have now; the rest stays ready. */
+static struct request *take_ready(struct aiofs_plane *plane)
 {
-    struct request *r = plane->ready;
-    int n = 0;
+    struct request *r = plane->ready, *taken = NULL, **end = &taken;
 
     plane->ready = NULL;
     plane->ready_end = &plane->ready;
     while (r) {
         struct request *next = r->next;
+        struct image *image = r->image;
+
+        if (lumps_room(&image->lumps, image->active) == 0) {
+            serve_ready(plane, r);
+        } else {
+            lumps_submitted(&image->lumps); /* or merged, which join() takes back */
+            r->next = NULL;
+            *end = r;
+            end = &r->next;
+        }
+        r = next;
+    }
+    plane->counters.halves += taken && plane->ready;
+    return taken;
+}
+
+/* Take a batch, prepared. Requests that cannot be done are answered on the way. */
+static int take_batch(struct aiofs_plane *plane)
+{
+    struct request *r = take_ready(plane);
+    int n = 0;
+
+    while (r) {
+        struct request *next = r->next;
         int error = r->step == STEP_WHOLE && r->done == 0 ? choose_step(r) : 0;
 
         if (error) {
+            r->image->lumps.in_flight--;
             serve_fail(plane, r, error); /* may free others to go: they are in the next batch */
         } else {
             prepare(r);
@@ -197,6 +221,7 @@ static struct io *join(struct aiofs_plane *plane, int32_t head)
         return &first->io;
     count = link_chain(plane, head);
     first->image->counters->merged += (uint64_t)count - 1;
+    first->image->lumps.in_flight -= (unsigned)count - 1;
     first->io.iov = first->segments;
     if (share_buffer(plane, first)) {
         first->io.iovcnt = 1;
@@ -276,6 +301,18 @@ static void submit_run(struct queue *queue, struct io **ios, int n)
     assert(accepted == n);
 }
 
+/* What a device that works in lumps, and is idle, gets first: it begins while the rest is being submitted, which the
+ * kernel would otherwise show it all at once, 30 us later. */
+#define FIRST_OF_LUMP 4
+
+/* ios[0..n) are about to go out. */
+static int starts_lump(struct io *const *ios, int n)
+{
+    const struct lumps *lumps = &request_of(ios[0])->image->lumps;
+
+    return n > FIRST_OF_LUMP && lumps_are_seen(lumps) && lumps->in_flight == (unsigned)n;
+}
+
 int batch_submit(struct aiofs_plane *plane)
 {
     int n = take_batch(plane);
@@ -298,6 +335,10 @@ int batch_submit(struct aiofs_plane *plane)
         for (to = from + 1; to < ios && route_io(plane->ios[to]) == queue; to++)
             ;
         mark(plane, plane->ios + from, to - from);
+        if (starts_lump(plane->ios + from, to - from)) {
+            submit_run(queue, plane->ios + from, FIRST_OF_LUMP);
+            from += FIRST_OF_LUMP;
+        }
         submit_run(queue, plane->ios + from, to - from);
     }
     return ios;

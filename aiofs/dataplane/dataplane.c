@@ -94,6 +94,7 @@ int32_t aiofs_open(aiofs_plane **out, const aiofs_config *config)
     plane->config = *config;
     plane->epoll_fd = plane->wake_fd = -1;
     plane->ready_end = &plane->ready;
+    plane->finished_end = &plane->finished;
     plane->held = config->held != 0;
     replies_init(&plane->replies, config, &plane->counters.replies_together);
     waiting_init(&plane->waiting, (int64_t)config->look_us * 1000, &waiting_callers,
@@ -144,13 +145,10 @@ static int is_stopping(struct aiofs_plane *plane)
 
 /* Where a drain ends: after so many messages that do not go on where the one before them ended, or so
  * many in all. Reading all 32 random requests that wait makes one lump of them: the device idles while
- * they are read and the kernel while they are answered. Four keep both busy; a stream gains more from
- * the block layer's merging, which wants a longer batch. README.md has the figures. */
-#define DRAIN_STARTS 4
+ * they are read and the kernel while they are answered. Eight keep both busy, for one notification of the device; a
+ * stream gains more from the block layer's merging, which wants a longer batch. README.md has the figures. */
+#define DRAIN_STARTS 8
 #define DRAIN_MAX 16
-/* Where answers are written together, requests come in lumps anyway, and a longer batch is one notification of the
- * device for more of them. */
-#define DRAIN_STARTS_TOGETHER 8
 
 /* Does the message go on where the last data request of the kernel ended? */
 static int continues_stream(struct aiofs_plane *plane, const struct message *message)
@@ -280,13 +278,12 @@ static void note_drain(struct aiofs_plane *plane, int n, int max)
  * full. */
 static int drain(struct aiofs_plane *plane)
 {
-    int starts_max = replies_are_gathered(&plane->replies) ? DRAIN_STARTS_TOGETHER : DRAIN_STARTS;
     int max = drain_max(plane);
     int n = 0, starts = 0;
 
     if (plane->held)
         return 0;
-    while (n < max && starts < starts_max && plane->fuse_ready && !plane->stuck && !is_stopping(plane)) {
+    while (n < max && starts < DRAIN_STARTS && plane->fuse_ready && !plane->stuck && !is_stopping(plane)) {
         struct request *r = request_get(&plane->pool);
         struct message message;
         size_t size;
@@ -382,9 +379,13 @@ static int work(struct aiofs_plane *plane)
     done += forward_stuck(plane);
     if (plane->forward_ready)
         done += forward_replies(plane);
+    if (plane->ready) /* held back: the device may be free for it now */
+        done += serve_reap(plane) + batch_submit(plane);
     done += drain(plane);
     done += is_alone(plane) ? submit_alone(plane) : batch_submit(plane);
-    if (plane->in_work && serve_reap(plane)) {
+    if (plane->in_work && serve_reap(plane))
+        done += batch_submit(plane);
+    if (serve_answer(plane)) {
         plane->fuse_ready = 1; /* who has been answered may have sent the next request by now */
         done = 1;
     }

@@ -21,6 +21,7 @@
 #include <stdint.h>
 
 #include "contract.h"
+#include "lumps.h"
 #include "queue.h"
 #include "request.h"
 
@@ -38,6 +39,7 @@ struct image {
     uint64_t unregister_id;  /* the command to answer when the last request is done; 0: none */
     aiofs_image_counters *counters; /* the control plane's memory */
     uint64_t handle;         /* of all its opens */
+    struct lumps lumps;
     uint64_t last_batch;     /* of the plane's batches, the last that carried an io of it */
 };
 

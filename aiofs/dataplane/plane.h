@@ -6,6 +6,7 @@
  *   batch.c      of them, what is ready: merged and submitted
  *   replies.c    how answers are written
  *   waiting.c    whether the loop looks for work or sleeps
+ *   lumps.c      how much of the work the device is given at a time
  *   forward.c    everything else, to the control plane and back
  *   control.c    the commands of the control plane
  *
@@ -61,6 +62,7 @@ struct aiofs_plane {
     struct request **batch;
     struct io **ios;
     unsigned in_work; /* requests WAITING, READY or RUNNING */
+    struct io *finished, **finished_end; /* reaped, to be answered, in the order in which they finished */
     struct replies replies;
 
     /* forward.c, control.c */
@@ -98,8 +100,10 @@ void serve_message(struct aiofs_plane *plane, struct request *r, const struct me
 /* A resize command; r from request_get_resize. Takes r over. */
 void serve_truncate(struct aiofs_plane *plane, struct request *r, struct image *image, int64_t size,
                     uint64_t command);
-/* Reap some of what has finished and answer it. Returns the number of ios; 0: nothing has. */
+/* Take from the drivers what has finished. Returns the number of ios. */
 int serve_reap(struct aiofs_plane *plane);
+/* Answer some of it. Returns the number of ios; 0: nothing has finished. */
+int serve_answer(struct aiofs_plane *plane);
 /* Answer a message that stays no request: error <= 0. */
 void serve_refuse(struct aiofs_plane *plane, uint64_t unique, int error);
 /* Write a whole reply of the control plane to the kernel. */
@@ -113,7 +117,7 @@ void serve_fail(struct aiofs_plane *plane, struct request *r, int64_t error);
 int serve_is_aligned(const struct request *r);
 
 /* batch.c */
-/* Merge and submit what is ready. Returns the number of ios. */
+/* Merge and submit what is ready, as far as the device is to have it now. Returns the number of ios. */
 int batch_submit(struct aiofs_plane *plane);
 /* Submit what is ready, which is one request, and all that is in work; then sleep until it has finished or one of fds can be
  * read. Returns a mask of those fds (bit n: fds[n]), or -1 where the driver cannot do both in one call: it has not slept. */

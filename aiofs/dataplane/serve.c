@@ -393,32 +393,66 @@ static void finish_merged(struct aiofs_plane *plane, struct request *r, int64_t 
     }
 }
 
-/* Answers in a row before the loop looks for new requests: the first answers make the kernel send new
- * ones, and while all 32 of a lump were answered (100 us) the device had nothing to do. */
-#define REAP_MAX 8
+/* Reap at once. */
+#define REAP_MAX 32
+
+/* Take what this queue's drivers have finished: until fewer come than could. */
+static int reap_queue(struct aiofs_plane *plane, struct queue *queue)
+{
+    struct io *ios[REAP_MAX];
+    int total = 0, n;
+
+    do {
+        n = queue_reap(queue, ios, REAP_MAX);
+        for (int i = 0; i < n; i++) {
+            lumps_reaped(&((struct request *)ios[i])->image->lumps, ios[i]->op == IO_READ);
+            ios[i]->next = NULL;
+            *plane->finished_end = ios[i];
+            plane->finished_end = &ios[i]->next;
+        }
+        total += n;
+    } while (n == REAP_MAX);
+    return total;
+}
 
 int serve_reap(struct aiofs_plane *plane)
 {
-    struct io *finished[REAP_MAX];
+    struct io **fresh = plane->finished_end;
     int total = 0;
 
+    for (int i = 0; i < QUEUES_MAX; i++)
+        if (plane->queues[i])
+            total += reap_queue(plane, plane->queues[i]);
+    for (const struct io *io = *fresh; io; io = io->next)
+        lumps_looked(&((const struct request *)io)->image->lumps);
+    return total;
+}
+
+/* Answers in a row before the loop looks for new requests: the first answers make the kernel send new
+ * ones, and while all 32 of a lump were answered (100 us) the device had nothing to do. */
+#define ANSWERS_MAX 8
+
+int serve_answer(struct aiofs_plane *plane)
+{
+    int n = 0;
+
+    if (!plane->finished)
+        return 0;
     /* Answered requests may be used again, and their buffers with them, from the next drain on. */
     replies_gather(&plane->replies);
-    for (int i = 0; i < QUEUES_MAX; i++) {
-        int n = plane->queues[i] ? queue_reap(plane->queues[i], finished, REAP_MAX) : 0;
+    for (; n < ANSWERS_MAX && plane->finished; n++) {
+        struct request *r = (struct request *)plane->finished;
 
-        for (int k = 0; k < n; k++) {
-            struct request *r = (struct request *)finished[k];
-
-            assert(r->state == REQUEST_RUNNING);
-            plane->now_ns = clock_ns(); /* an io, not a reap: one merged of many takes long to answer */
-            if (r->merged)
-                finish_merged(plane, r, r->io.result);
-            else
-                finish(plane, r, r->io.result);
-        }
-        total += n;
+        plane->finished = r->io.next;
+        if (!plane->finished)
+            plane->finished_end = &plane->finished;
+        assert(r->state == REQUEST_RUNNING);
+        plane->now_ns = clock_ns(); /* an io, not a reap: one merged of many takes long to answer */
+        if (r->merged)
+            finish_merged(plane, r, r->io.result);
+        else
+            finish(plane, r, r->io.result);
     }
     replies_flush(&plane->replies);
-    return total;
+    return n;
 }

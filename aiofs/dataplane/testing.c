@@ -1,10 +1,11 @@
-/* testing.c -- the pure rooms (merge, protocol, histogram, waiting) made callable for the tests. No state of a plane. */
+/* testing.c -- the pure rooms (merge, protocol, histogram, waiting, lumps) made callable for the tests. No state of a plane. */
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
 
 #include "contract.h"
 #include "histogram.h"
+#include "lumps.h"
 #include "merge.h"
 #include "protocol.h"
 #include "waiting.h"
@@ -108,4 +109,18 @@ uint64_t aiofs_waiting_trials(void)
 int64_t aiofs_waiting_processor_ns(uint32_t pid)
 {
     return waiting_callers.processor_ns(pid);
+}
+
+uint32_t aiofs_lumps_limit(const aiofs_look *looks, uint32_t n, uint32_t in_work)
+{
+    struct lumps lumps = {0};
+
+    for (uint32_t i = 0; i < n; i++) {
+        lumps.in_flight = looks[i].in_flight;
+        for (uint32_t k = 0; k < looks[i].finished; k++)
+            lumps_reaped(&lumps, looks[i].reads);
+        lumps_looked(&lumps);
+    }
+    lumps.in_flight = 0;
+    return lumps_room(&lumps, in_work);
 }

@@ -13,6 +13,7 @@ RULES = "tests/plane/test_data_rules.py"
 HOLES = "tests/plane/test_holes.py"
 UNALIGNED = "tests/plane/test_unaligned.py"
 FORWARDING = "tests/plane/test_forwarding.py"
+HALVES = "tests/plane/test_halves.py"
 CONTRACT = "tests/parts/test_driver_contract.py"
 
 
@@ -396,6 +397,31 @@ MUTANTS = (
         "is_gain(waiting, pace_ns, waiting->pace_ns)",
         "0",
         "tests/pure/test_waiting.py::test_a_trial_that_changed_what_it_returns_to_is_reviewed[process-1]",
+    ),
+    # -- lumps --
+    Mutant(
+        "no-halves",
+        "a device that reports in lumps gets half of the work at a time",
+        f"{PLANE}/lumps.c",
+        "unsigned half = (in_work + 1) / 2;",
+        "unsigned half = in_work;",
+        f"{HALVES}::test_half_is_held_back_until_the_other_half_is_done",
+    ),
+    Mutant(
+        "one-limit-for-all",
+        "an image whose device reports in lumps holds back no other's requests",
+        f"{PLANE}/batch.c",
+        "if (lumps_room(&image->lumps, image->active) == 0) {",
+        "if (plane->ready || lumps_room(&image->lumps, image->active) == 0) {",
+        f"{HALVES}::test_other_images_do_not_wait_for_a_lump",
+    ),
+    Mutant(
+        "lumps-of-merged-requests",
+        "a merged io is one io in flight",
+        f"{PLANE}/batch.c",
+        "    first->image->lumps.in_flight -= (unsigned)count - 1;\n",
+        "",
+        f"{HALVES}::test_merged_requests_count_as_one",
     ),
     # -- two drivers --
     Mutant(

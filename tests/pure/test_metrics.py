@@ -27,6 +27,7 @@ PLANE = {
     "looks": 2,
     "look_trials": 4,
     "replies_together": 3,
+    "halves": 6,
     "in_flight": 5,
 }
 ODD_NAMES = [
