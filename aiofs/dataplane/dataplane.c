@@ -5,7 +5,7 @@
  * drivers' events and the stop event. All are edge-triggered: *_ready says which may have more.
  *
  * Nothing is delayed in the hope of a better batch. While the device works, requests gather in the
- * kernel, and the next drain finds them all.
+ * kernel, and the next drain finds them all; or on the ready list, where the device reports in lumps (lumps.h).
  */
 #include <errno.h>
 #include <fcntl.h>

@@ -130,14 +130,10 @@ static void sample(struct replies *replies)
     replies->switches = usage.ru_nivcsw;
 }
 
-int replies_are_gathered(const struct replies *replies)
-{
-    return replies->has_ring && (replies->manner == AIOFS_REPLIES_TOGETHER || replies->together_left > 0);
-}
-
 void replies_gather(struct replies *replies)
 {
-    replies->gathering = replies_are_gathered(replies);
+    replies->gathering =
+        replies->has_ring && (replies->manner == AIOFS_REPLIES_TOGETHER || replies->together_left > 0);
 }
 
 void replies_send(struct replies *replies, uint64_t unique, int error, void *body, size_t size)

@@ -57,8 +57,6 @@ void replies_close(struct replies *replies);
 void replies_write(struct replies *replies, const struct iovec *iov, int iovcnt);
 /* Answer: error <= 0 and `size` bytes of body. */
 void replies_send(struct replies *replies, uint64_t unique, int error, void *body, size_t size);
-/* Are answers written together at present? */
-int replies_are_gathered(const struct replies *replies);
 /* From here to flush, answers may wait for one another. */
 void replies_gather(struct replies *replies);
 void replies_flush(struct replies *replies);

@@ -5,8 +5,8 @@
  *   FREE     the pool
  *   READING  the drain: the kernel's next message is read into it
  *   WAITING  the image: overlaps an earlier one that is not answered yet (image.h)
- *   READY    the plane's ready list: to be merged and submitted with the next batch
- *   RUNNING  the queue: its io, or the io it was merged into, is in flight
+ *   READY    the plane's ready list: to be merged and submitted with the next batch, or with one after that (lumps.h)
+ *   RUNNING  the queue: its io, or the io it was merged into, is in flight; or finished, on the plane's list of those
  *
  *   FREE -> READING -> FREE                      answered at once, forwarded, or refused
  *   FREE -> READING -> (WAITING ->) READY -> RUNNING -> (READY -> RUNNING)* -> FREE
