@@ -38,8 +38,8 @@ CHECKS = {"ext4": ("e2fsck", "-f", "-n"), "xfs": ("xfs_repair", "-n")}
 """These only look, and fail where something is wrong."""
 
 KEEP_BLOCKS = {"ext4": ("-E", "nodiscard"), "xfs": ("-K",)}
-"""Options of mkfs, which would punch holes into the image. Then the file system beneath allocates blocks again,
-and takes memory in the thread that writes: a limit that docs/disks.md tells of, and not what is tried here."""
+"""Options of mkfs, which would punch holes into the image. Then the file system beneath allocates blocks
+again, and takes memory in the thread that writes: a limit that docs/disks.md tells of, not what is tried."""
 
 WRITER = """
 import hashlib, os, random, sys
