@@ -20,7 +20,7 @@ from types import FrameType
 from . import auto, chart, costs, filesystems, machine, report
 from .processes import TargetError, undisturbed
 from .results import Cell, Costs, Results
-from .run import Plan, measure
+from .run import SLICES, Plan, measure
 from .targets import TARGETS, Lab, Target
 from .workloads import MIB, WORKLOADS, Workload
 
@@ -101,10 +101,9 @@ def _parser() -> argparse.ArgumentParser:
 def _measure_auto(options: argparse.Namespace) -> int:
     """--auto: 1 when auto is further from the best driver than it may be."""
     size = options.size or 256 * MIB
-    runtime_s = options.runtime or 0.5
-    plan = Plan(
-        auto.TARGETS, auto.WORKLOADS, options.rounds or (1 if options.quick else 7), runtime_s, options.engine
-    )
+    runtime_s = options.runtime or (0.5 if options.quick else 1.25)
+    rounds = options.rounds or (1 if options.quick else 5)
+    plan = Plan(auto.TARGETS, auto.WORKLOADS, rounds, runtime_s, options.engine)
     with _directory(options.dir, filesystems.space("btrfs", size)) as directory:
         found: list[auto.Row] = []
         stored = {}
@@ -119,7 +118,7 @@ def _measure_auto(options: argparse.Namespace) -> int:
     print(auto.markdown(found))
     print(
         f"{facts['cpu']}, {facts['cores']} cores, Linux {facts['kernel']}; {_now()}; "
-        f"{plan.rounds} rounds of {runtime_s:g} s, shuffled, an image of {size // MIB} MiB"
+        f"{plan.rounds} rounds of {runtime_s:g} s in {SLICES} slices, shuffled, an image of {size // MIB} MiB"
     )
     return 0 if found and all(row.met for row in found) else 1
 
@@ -146,7 +145,7 @@ def _measure(options: argparse.Namespace) -> Results:
     runtime_s = options.runtime or (0.5 if options.quick else 2.0)
     rounds = options.rounds or (1 if options.quick else 5)
     plan = Plan(options.targets, options.workloads, rounds, runtime_s, options.engine, options.full)
-    if not plan.order(0):
+    if not any(plan.order(workload, 0) for workload in plan.workloads):
         places = ", ".join(sorted({t.name for t in TARGETS if t.place in {w.place for w in plan.workloads}}))
         raise TargetError(f"none of these --targets is measured in these --workloads, but {places}")
     date = _now()
@@ -176,6 +175,7 @@ def _store(
         "size": size,
         "rounds": plan.rounds,
         "runtime_s": plan.runtime_s,
+        "slices": SLICES,
         "engine": plan.engine,
         "qemu_aio": qemu_aio,
     }

@@ -41,9 +41,10 @@ def machine_line(results: Results) -> str:
 def settings_line(results: Results) -> str:
     """One line that says how they were measured."""
     settings = results.settings
+    slices = f" in {settings['slices']} slices" if "slices" in settings else ""
     return (
         f"O_DIRECT, {settings['engine']}, one job, one image of {settings['size'] // MIB:,} MiB, "
-        f"{settings['rounds']} rounds of {settings['runtime_s']:g} s, "
+        f"{settings['rounds']} rounds of {settings['runtime_s']:g} s{slices}, "
         "shuffled; medians, ratios paired by round; nbdkit file goes through the page cache; guests are "
         "emulated (TCG), which takes most of a processor"
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from aiofs.bench.results import Spread
 
 from .targets import TARGETS
-from .workloads import WORKLOADS, Workload
+from .workloads import WORKLOADS, Reading, Workload
 
 IO_URING = "aiofs-io_uring"
 NO_MERGE = "-no-merge"
@@ -25,8 +26,17 @@ LISTING_GOAL_S = 1.0
 
 
 @dataclass(frozen=True)
+class Run:
+    """One run of fio, a slice of a cell."""
+
+    reading: Reading
+    used_s: float | None
+    """CPU time of the server's processes meanwhile; None where there is no server."""
+
+
+@dataclass(frozen=True)
 class Cell:
-    """One run of fio: one target, one workload, one round."""
+    """One target, one workload, one round: the medians of its runs of fio."""
 
     target: str
     workload: str
@@ -36,6 +46,20 @@ class Cell:
     latency_us: float
     cpu_us: float | None
     """CPU time of the server's processes per fio I/O; None where there is no server."""
+
+    @classmethod
+    def of(cls, target: str, workload: str, round_number: int, runs: Sequence[Run]) -> Cell:
+        """Medians, as a slice in which the machine did something else must not count; the CPU time is that
+        of all slices, because it is counted in ticks of 10 ms."""
+        readings = [run.reading for run in runs]
+        used = [run.used_s for run in runs if run.used_s is not None]
+        return cls(
+            target, workload, round_number,
+            statistics.median(reading.iops for reading in readings),
+            statistics.median(reading.bytes_per_s for reading in readings),
+            statistics.median(reading.latency_us for reading in readings),
+            sum(used) * 1e6 / sum(reading.ios for reading in readings) if used else None,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

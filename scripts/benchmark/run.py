@@ -1,4 +1,4 @@
-"""The order of things: round by round all is mounted, then workload by workload, target by target."""
+"""The order of things: round by round all is mounted, then workload by workload the targets take turns."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import random
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 from .image import settle
-from .places import prepared
+from .places import Fio, prepared
 from .processes import TargetError, cpu_s, undisturbed
-from .results import Cell
+from .results import Cell, Run
 from .targets import Lab, Served, Target
 from .workloads import Reading, Workload, fio_command, read_fio
+
+SLICES = 5
+"""A cell is cut into so many short runs, which take turns with those of the other targets."""
 
 
 @dataclass(frozen=True)
@@ -25,22 +28,25 @@ class Plan:
     workloads: Sequence[Workload]
     rounds: int
     runtime_s: float
+    """Of a cell, all its slices together."""
     engine: str
     full: bool = False
     """Also the cells in which nothing is expected: not merging, in random workloads."""
 
-    def order(self, round_number: int) -> list[tuple[Workload, Target]]:
-        """The cells of one round: by workload, the targets of each in an order of its own.
+    def order(self, workload: Workload, round_number: int) -> list[list[Target]]:
+        """Who is measured in one workload of one round: the targets of each slice, in an order of its own.
 
-        Neighbours influence each other (the host may still be writing what the one before wrote), so nobody
-        may always follow the same target. The shuffle has a seed: a run can be repeated.
+        A shared machine is faster or slower for seconds at a time. Short turns let all targets have the
+        same seconds. Neighbours influence each other (the host may still be writing what the one before
+        wrote), so nobody may always follow the same target. The shuffle has a seed: a run can be repeated.
         """
-        return [(w, t) for w in self.workloads for t in self._shuffled(w, round_number)]
-
-    def _shuffled(self, workload: Workload, round_number: int) -> list[Target]:
         wanted = [t for t in self.targets if self._measures(t, workload)]
-        random.Random(f"{workload.name} {round_number}").shuffle(wanted)
-        return wanted
+        slices = range(SLICES if workload.place.in_turns else 1) if wanted else ()
+        return [self._shuffled(wanted, f"{workload.name} {round_number} {number}") for number in slices]
+
+    @staticmethod
+    def _shuffled(targets: list[Target], seed: str) -> list[Target]:
+        return random.Random(seed).sample(targets, len(targets))
 
     def _measures(self, target: Target, workload: Workload) -> bool:
         if target.place is not workload.place:
@@ -87,37 +93,38 @@ def _silent(_line: str) -> None:
 def _round(
     plan: Plan, lab: Lab, served: dict[str, Served], round_number: int, tell: Callable[[str], None]
 ) -> Iterator[Cell]:
-    for workload, target in plan.order(round_number):
-        if target.name not in served:
-            continue
-        try:
-            cell = _one(plan, lab, workload, target, served[target.name], round_number)
-        except (TargetError, OSError, ValueError, KeyError) as error:
-            tell(f"{target.name}, {workload.name}: {error}")
-            continue
-        tell(f"round {round_number + 1}  {workload.name:20} {target.name:26} {cell.iops:10,.0f} IOPS")
-        yield cell
+    for workload in plan.workloads:
+        slices = plan.order(workload, round_number)
+        runs: dict[str, list[Run]] = {t.name: [] for t in plan.targets if t.name in served}
+        for number, targets in enumerate(slices):
+            fio = partial(
+                fio_command,
+                workload,
+                runtime_s=plan.runtime_s / len(slices),
+                engine=plan.engine,
+                # The same offsets for all targets, other ones in the next slice.
+                seed=round_number * SLICES + number + 1,
+            )
+            for target in targets:
+                if target.name in runs:
+                    try:
+                        run = _one(lab, target, served[target.name], fio, plan.runtime_s + 60)
+                        runs[target.name].append(run)
+                    except (TargetError, OSError, ValueError, KeyError) as error:
+                        tell(f"{target.name}, {workload.name}: {error}")
+                        del runs[target.name]
+        for name, done in runs.items():
+            if done:
+                cell = Cell.of(name, workload.name, round_number, done)
+                tell(f"round {round_number + 1}  {workload.name:20} {name:26} {cell.iops:10,.0f} IOPS")
+                yield cell
 
 
-def _one(plan: Plan, lab: Lab, workload: Workload, target: Target, served: Served, round_number: int) -> Cell:
-    def fio(path: Path, size: int) -> list[str]:
-        return fio_command(
-            workload,
-            path,
-            size=size,
-            runtime_s=plan.runtime_s,
-            engine=plan.engine,
-            seed=round_number + 1,  # the same offsets for all targets, other ones in the next round
-        )
-
+def _one(lab: Lab, target: Target, served: Served, fio: Fio, timeout_s: float) -> Run:
     settle(lab.image)
     with prepared(target.place, served.path, lab.size, lab.directory, fio) as command:
-        reading, used_s = _fio(command, served.pids, plan.runtime_s + 60)
-    return Cell(
-        target.name, workload.name, round_number,
-        reading.iops, reading.bytes_per_s, reading.latency_us,
-        used_s * 1e6 / reading.ios if served.pids else None,
-    )  # fmt: skip
+        reading, used_s = _fio(command, served.pids, timeout_s)
+    return Run(reading, used_s if served.pids else None)
 
 
 def _fio(command: list[str], pids: list[int], timeout_s: float) -> tuple[Reading, float]:

@@ -29,6 +29,11 @@ class Place(enum.Enum):
         self.subject = subject
         """The target that is to reach the goal."""
 
+    @property
+    def in_turns(self) -> bool:
+        """It is made so quickly that a cell may be cut into slices; not a file system, nor a guest's boot."""
+        return self in (Place.FILE, Place.LOOP)
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -115,7 +120,7 @@ class Reading:
 
 
 def fio_command(
-    workload: Workload, path: Path, *, size: int, runtime_s: float, engine: str, seed: int
+    workload: Workload, path: Path, size: int, *, runtime_s: float, engine: str, seed: int
 ) -> list[str]:
     """One job on an existing file of `size` bytes: time based, no change to the file's shape."""
     how = ["--direct=1", f"--ioengine={engine}"]

@@ -42,7 +42,7 @@ def test_fio_runs_there_and_nothing_is_left(tmp_path: Path, place: Place) -> Non
         pytest.skip(str(error))
 
     def fio(path: Path, size: int) -> list[str]:
-        return fio_command(workload, path, size=size, runtime_s=0.2, engine="libaio", seed=1)
+        return fio_command(workload, path, size, runtime_s=0.2, engine="libaio", seed=1)
 
     with prepared(place, image, SIZE, tmp_path, fio) as command:
         assert any(word.startswith(WORDS[place].format(tmp_path)) for word in command)

@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -17,12 +18,13 @@ from aiofs.locks import lock_for_writing
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 from benchmark import __main__ as command_line
-from benchmark import auto, chart, report
+from benchmark import auto, chart, report, run
 from benchmark.image import settle, write_image
-from benchmark.results import Cell, Costs, Goal, Results, goals
+from benchmark.processes import TargetError
+from benchmark.results import Cell, Costs, Goal, Results, Run, goals
 from benchmark.run import Plan
-from benchmark.targets import TARGETS, Lab, raw
-from benchmark.workloads import WORKLOADS, Place, fio_command, read_fio
+from benchmark.targets import TARGETS, Lab, Target, raw
+from benchmark.workloads import WORKLOADS, Place, Reading, fio_command, read_fio
 
 MACHINE = dict.fromkeys(
     ["kernel", "cpu", "cores", "memory", "file system", "fio", "qemu-storage-daemon", "nbdfuse"], "x<&>"
@@ -161,33 +163,80 @@ def test_the_chart_of_a_part_of_the_targets_is_drawn_too() -> None:
     assert [float(bar.get("y", "-1")) > chart.TOP - 1 for bar in bars] == [True]
 
 
-def test_the_order_of_targets_is_another_one_in_each_round_and_workload() -> None:
-    """Shuffled, the same in every run, and always the same cells."""
+def named(order: list[list[Target]]) -> list[list[str]]:
+    return [[target.name for target in targets] for targets in order]
+
+
+def test_the_order_of_targets_is_another_one_in_each_slice() -> None:
+    """Of a round and workload; shuffled, the same in every run, and always all targets."""
     plan = Plan(TARGETS, WORKLOADS, 2, 1.0, "libaio", full=True)
-    first, second = plan.order(0), plan.order(1)
-    assert first == plan.order(0)
-    assert first != second
-    assert {(w.name, t.name) for w, t in first} == {(w.name, t.name) for w, t in second}
-    names = [
-        [t.name for w, t in first if w.name == workload] for workload in ("randread-qd1", "seqread-qd32")
-    ]
-    assert names[0] != names[1]
-    assert sorted(names[0]) == sorted(names[1])
+    orders = [named(plan.order(w, r)) for w in WORKLOADS for r in (0, 1) if w.place is Place.FILE]
+    assert orders[0] == named(plan.order(WORKLOADS[0], 0))
+    slices = [names for order in orders for names in order]
+    assert len(slices) == len(orders) * run.SLICES
+    assert len({tuple(names) for names in slices}) == len(slices)
+    assert len({tuple(sorted(names)) for names in slices}) == 1
 
 
 def test_a_plan_holds_the_cells_that_can_say_something() -> None:
     """Each place has its own targets; without merging only where there are neighbours, or all is wanted."""
-    cells = Plan(TARGETS, WORKLOADS, 1, 1.0, "libaio").order(0)
+    some, all_ = (Plan(TARGETS, WORKLOADS, 1, 1.0, "libaio", full=full) for full in (False, True))
+    cells = [(w, t) for w in WORKLOADS for t in some.order(w, 0)[0]]
     assert all(workload.place is target.place for workload, target in cells)
     unmerged = {workload.name for workload, target in cells if target.name.endswith("-no-merge")}
     assert unmerged == {"seqread-qd32", "seqwrite-qd32", "read1m-qd8"}
-    everything = Plan(TARGETS, WORKLOADS, 1, 1.0, "libaio", full=True).order(0)
-    assert len(everything) == len(cells) + 5 * 3
+    assert sum(len(all_.order(w, 0)[0]) for w in WORKLOADS) == len(cells) + 5 * 3
+    assert (
+        Plan([t for t in TARGETS if t.name == "raw"], WORKLOADS, 1, 1.0, "libaio").order(WORKLOADS[-1], 0)
+        == []
+    )
+
+
+def test_what_takes_long_to_make_is_not_cut_into_slices() -> None:
+    """A file system, a guest: one run of fio for each cell."""
+    plan = Plan(TARGETS, WORKLOADS, 1, 1.0, "libaio")
+    slices = {workload.place: len(plan.order(workload, 0)) for workload in WORKLOADS}
+    assert slices == {Place.FILE: run.SLICES, Place.LOOP: run.SLICES, Place.EXT4: 1, Place.GUEST: 1}
+
+
+def test_a_cell_has_the_medians_of_its_slices() -> None:
+    """A slice in which the machine stood still does not count; the processor's time is that of all."""
+    runs = [Run(Reading(iops, iops * 4096, 1e6 / iops, round(iops)), 0.01) for iops in (1000, 10, 990)]
+    cell = Cell.of("t", "w", 3, runs)
+    assert (cell.target, cell.workload, cell.round) == ("t", "w", 3)
+    assert (cell.iops, cell.bytes_per_s) == (990, 990 * 4096)
+    assert cell.latency_us == pytest.approx(1e6 / 990)
+    assert cell.cpu_us == pytest.approx(0.03e6 / 2000)
+    assert Cell.of("t", "w", 3, [Run(runs[0].reading, None)]).cpu_us is None
+
+
+def test_targets_take_turns_and_one_that_fails_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fio runs a slice here, a slice there, with the same offsets; no cell is made of some of its slices."""
+    commands: list[list[str]] = []
+
+    def fio(command: list[str], _pids: list[int], _timeout_s: float) -> tuple[Reading, float]:
+        commands.append(command)
+        if "/bad/" in " ".join(command) and len(commands) > 3:
+            raise TargetError("it broke")
+        return Reading(100.0, 100 * 4096.0, 10.0, 20), 0.0
+
+    monkeypatch.setattr(run, "_fio", fio)
+    told: list[str] = []
+    targets = [Target(name, name, partial(raw, name=name)) for name in ("good", "bad", "other")]
+    plan = Plan(targets, WORKLOADS[:1], 1, 1.0, "libaio")
+    cells = list(run.measure(plan, Lab(tmp_path, 1 << 20, "native"), told.append))
+    assert [(cell.target, cell.round, cell.iops) for cell in cells] == [("good", 0, 100), ("other", 0, 100)]
+    assert [line for line in told if "it broke" in line] == ["bad, randread-qd1: it broke"]
+    words = [{w.split("=")[0]: w.split("=")[-1] for w in command} for command in commands]
+    assert {w["--runtime"] for w in words} == {"200ms"}
+    assert "".join(w["--randseed"] for w in words) == "111" + "222" + "334455"
 
 
 def test_fio_is_told_to_keep_the_file_as_it_is() -> None:
     """Direct, time based, no creation, no preallocation: the targets' files may not change shape."""
-    command = fio_command(WORKLOADS[0], Path("f"), size=4096, runtime_s=0.5, engine="libaio", seed=3)
+    command = fio_command(WORKLOADS[0], Path("f"), 4096, runtime_s=0.5, engine="libaio", seed=3)
     assert {
         "--direct=1",
         "--time_based",
@@ -200,7 +249,7 @@ def test_fio_is_told_to_keep_the_file_as_it_is() -> None:
 def test_fio_is_told_to_sync_what_goes_through_the_page_cache() -> None:
     """The row with fsync: buffered, synchronous, whatever engine the others have."""
     [workload] = [workload for workload in WORKLOADS if workload.name == "loop-ext4-randrw"]
-    command = fio_command(workload, Path("f"), size=4096, runtime_s=0.5, engine="libaio", seed=3)
+    command = fio_command(workload, Path("f"), 4096, runtime_s=0.5, engine="libaio", seed=3)
     assert {"--direct=0", "--fsync=16", "--ioengine=psync", "--rw=randrw"} < set(command)
     assert not {"--direct=1", "--ioengine=libaio"} & set(command)
 
