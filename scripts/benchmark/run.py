@@ -94,30 +94,37 @@ def _round(
     plan: Plan, lab: Lab, served: dict[str, Served], round_number: int, tell: Callable[[str], None]
 ) -> Iterator[Cell]:
     for workload in plan.workloads:
-        slices = plan.order(workload, round_number)
-        runs: dict[str, list[Run]] = {t.name: [] for t in plan.targets if t.name in served}
-        for number, targets in enumerate(slices):
-            fio = partial(
-                fio_command,
-                workload,
-                runtime_s=plan.runtime_s / len(slices),
-                engine=plan.engine,
-                # The same offsets for all targets, other ones in the next slice.
-                seed=round_number * SLICES + number + 1,
-            )
-            for target in targets:
-                if target.name in runs:
-                    try:
-                        run = _one(lab, target, served[target.name], fio, plan.runtime_s + 60)
-                        runs[target.name].append(run)
-                    except (TargetError, OSError, ValueError, KeyError) as error:
-                        tell(f"{target.name}, {workload.name}: {error}")
-                        del runs[target.name]
-        for name, done in runs.items():
-            if done:
-                cell = Cell.of(name, workload.name, round_number, done)
-                tell(f"round {round_number + 1}  {workload.name:20} {name:26} {cell.iops:10,.0f} IOPS")
-                yield cell
+        for name, runs in _in_turns(plan, lab, workload, served, round_number, tell).items():
+            cell = Cell.of(name, workload.name, round_number, runs)
+            tell(f"round {round_number + 1}  {workload.name:20} {name:26} {cell.iops:10,.0f} IOPS")
+            yield cell
+
+
+def _in_turns(
+    plan: Plan, lab: Lab, workload: Workload, served: dict[str, Served], round_number: int,
+    tell: Callable[[str], None],
+) -> dict[str, list[Run]]:  # fmt: skip
+    """All slices of the targets that are served, without those that failed in one of them."""
+    slices = plan.order(workload, round_number)
+    runs: dict[str, list[Run]] = {t.name: [] for t in (slices or [[]])[0] if t.name in served}
+    for number, targets in enumerate(slices):
+        fio = partial(
+            fio_command,
+            workload,
+            runtime_s=plan.runtime_s / len(slices),
+            engine=plan.engine,
+            seed=round_number * SLICES
+            + number
+            + 1,  # all have the same offsets, and others in the next slice
+        )
+        for target in (target for target in targets if target.name in runs):
+            try:
+                run = _one(lab, target, served[target.name], fio, plan.runtime_s + 60)
+                runs[target.name].append(run)
+            except (TargetError, OSError, ValueError, KeyError) as error:
+                tell(f"{target.name}, {workload.name}: {error}")
+                del runs[target.name]
+    return runs
 
 
 def _one(lab: Lab, target: Target, served: Served, fio: Fio, timeout_s: float) -> Run:
