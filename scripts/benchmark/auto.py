@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import fnmatch
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -55,13 +57,32 @@ class Row:
         return self.ratio.median >= GOAL
 
 
-def run(directory: Path, size: int, plan: Plan, tell: Callable[[str], None]) -> Iterator[tuple[str, Results]]:
+ROWS = tuple((kind, workload) for kind in filesystems.KINDS for workload in WORKLOADS)
+
+
+def rows_named(patterns: str) -> dict[str, list[Workload]]:
+    """The workloads for each file system of `btrfs/write-qd1,tmpfs/*`. ValueError: one that names none."""
+    chosen: dict[str, list[Workload]] = {}
+    words = patterns.split(",")
+    for word in words:
+        if not any(fnmatch.fnmatch(f"{kind}/{workload.name}", word) for kind, workload in ROWS):
+            raise ValueError(word)
+    for kind, workload in ROWS:
+        if any(fnmatch.fnmatch(f"{kind}/{workload.name}", word) for word in words):
+            chosen.setdefault(kind, []).append(workload)
+    return chosen
+
+
+def run(
+    directory: Path, size: int, plan: Plan, chosen: dict[str, list[Workload]], tell: Callable[[str], None]
+) -> Iterator[tuple[str, Results]]:
     """Measure on each file system in turn; those that cannot be made are told and left out."""
-    for kind in filesystems.KINDS:
+    for kind, workloads in chosen.items():
         try:
             with filesystems.made(kind, directory, filesystems.space(kind, size)) as room:
                 tell(f"{kind}:")
-                cells = list(measure(plan, Lab(room, size, "native"), tell))
+                some = dataclasses.replace(plan, workloads=workloads)
+                cells = list(measure(some, Lab(room, size, "native"), tell))
         except TargetError as error:
             tell(f"{kind} is left out: {error}")
             continue

@@ -18,7 +18,7 @@ from aiofs.locks import lock_for_writing
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 from benchmark import __main__ as command_line
-from benchmark import auto, chart, report, run
+from benchmark import auto, chart, filesystems, report, run
 from benchmark.image import settle, write_image
 from benchmark.processes import TargetError
 from benchmark.results import Cell, Costs, Goal, Results, Run, goals
@@ -387,3 +387,16 @@ def test_auto_that_is_slower_is_told() -> None:
     text = auto.markdown(list(auto.rows("tmpfs", measured)))
     assert "MISSED" in text
     assert "0 of 1 rows" in text
+
+
+def test_rows_of_auto_are_chosen_by_file_system_and_workload(capsys: pytest.CaptureFixture[str]) -> None:
+    """All of them by default; an unknown one ends with status 2 and the names that there are."""
+    names = {
+        kind: [w.name for w in some] for kind, some in auto.rows_named("btrfs/write-*,tmpfs/read-qd1").items()
+    }
+    assert names == {"btrfs": ["write-qd1", "write-qd32"], "tmpfs": ["read-qd1"]}
+    everything = command_line._parser().parse_args(["--auto"]).rows
+    assert {kind: len(some) for kind, some in everything.items()} == dict.fromkeys(filesystems.KINDS, 8)
+    with pytest.raises(SystemExit, match="2"):
+        command_line.main(["--auto", "--rows", "ext4/*,zfs/*"])
+    assert "'zfs/*' is none of: ext4/randread-qd1" in capsys.readouterr().err
