@@ -63,7 +63,7 @@ FIELDS: Mapping[str, str] = {
     "of 2^k to 2^(k+1)-1 ios; sleeps, and looks: sleeps avoided by looking a little longer; "
     "look_trials: how often the other of the two was tried; replies_together: answers that shared a system "
     "call; halves: batches after which requests were held back, since the device reports what it has done in "
-    "lumps; in_flight now",
+    "lumps; stood_in: ios after which the thread that did them answered in the loop's place; in_flight now",
     "faults": "null, or what fault:DRIVER does on purpose: seed, reorder, ios given to it, overlaps (of them "
     "while one that they overlap was in flight: 0, or aiofs is wrong), and each fault's words and how many "
     "operations it struck",

@@ -37,6 +37,7 @@ _PLANE_COUNTERS = (
     ("looks", "looks", "Sleeps that were avoided by looking for work a little longer."),
     ("look_trials", "look_trials", "Times that the other of looking and sleeping was tried."),
     ("replies_together", "replies_together", "Answers that shared a system call with others."),
+    ("stood_in", "stood_in", "I/Os after which the thread that did them answered in the loop's place."),
     ("halves", "halves", "Batches after which requests were held back until the device had done its lump."),
 )
 """Name of the metric, field of `plane` in info.json, help."""

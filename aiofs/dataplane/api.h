@@ -201,6 +201,7 @@ typedef struct {
     uint64_t in_flight;     /* requests in work now */
     uint64_t replies_together; /* answers that shared a system call with others */
     uint64_t halves;        /* batches after which requests were held back (lumps.h) */
+    uint64_t stood_in;      /* ios after which the stand-in answered in the loop's place (stand_in.h) */
 } aiofs_plane_counters;
 
 /* Checks the configuration, allocates everything. 0 and *out, or -errno. */

@@ -344,6 +344,28 @@ int batch_submit(struct aiofs_plane *plane)
     return ios;
 }
 
+/* Before it is prepared. */
+static int is_for_thread(const struct request *r)
+{
+    const struct image *image = r->image;
+
+    if (r->kind > REQUEST_WRITE || r->step != STEP_WHOLE || !serve_is_aligned(r))
+        return 0;
+    return (r->kind == REQUEST_WRITE && image->flags & AIOFS_IMAGE_WRITES_BY_THREADS) ||
+           (queue_driver(image->queue) == &driver_threads && image->wide_queue == image->queue);
+}
+
+struct io *batch_take_for_thread(struct aiofs_plane *plane)
+{
+    struct io *io;
+
+    if (!is_for_thread(plane->ready) || take_batch(plane) == 0)
+        return NULL;
+    io = &plane->batch[0]->io;
+    mark(plane, &io, 1);
+    return io;
+}
+
 int batch_submit_and_wait(struct aiofs_plane *plane, const int *fds)
 {
     struct queue *queue;

@@ -2,7 +2,8 @@
  *
  * One thread runs aiofs_run from beginning to end and never holds Python's GIL. It sleeps in one
  * epoll_wait, without a timeout, on the kernel's descriptor, the control plane's two sockets, the
- * drivers' events and the stop event. All are edge-triggered: *_ready says which may have more.
+ * drivers' events and the stop event. All are edge-triggered: *_ready says which may have more. While it sleeps, another
+ * thread may work in its place (stand_in.h).
  *
  * Nothing is delayed in the hope of a better batch. While the device works, requests gather in the
  * kernel, and the next drain finds them all; or on the ready list, where the device reports in lumps (lumps.h).
@@ -136,205 +137,40 @@ void aiofs_close(aiofs_plane *plane)
     free(plane);
 }
 
-/* ---- drain ---- */
-
-static int is_stopping(struct aiofs_plane *plane)
-{
-    return plane->unmounted || plane->failed || atomic_load_explicit(&plane->stop, memory_order_relaxed);
-}
-
-/* Where a drain ends: after so many messages that do not go on where the one before them ended, or so
- * many in all. Reading all 32 random requests that wait makes one lump of them: the device idles while
- * they are read and the kernel while they are answered. Eight keep both busy, for one notification of the device; a
- * stream gains more from the block layer's merging, which wants a longer batch. README.md has the figures. */
-#define DRAIN_STARTS 8
-#define DRAIN_MAX 16
-
-/* Does the message go on where the last data request of the kernel ended? */
-static int continues_stream(struct aiofs_plane *plane, const struct message *message)
-{
-    int same = message->opcode == plane->last_opcode && message->node == plane->last_node &&
-               message->offset == plane->last_end;
-
-    plane->last_opcode = message->opcode;
-    plane->last_node = message->node;
-    plane->last_end = message->offset + message->length;
-    plane->last_pid = message->pid;
-    return same;
-}
-
-/* Returns whether the message continues a stream. */
-static int route(struct aiofs_plane *plane, struct request *r, const struct message *message, size_t size)
-{
-    if (plane->config.progress && protocol_wants_answer(message))
-        plane->config.progress->asked++;
-    plane->counters.requests++;
-    if (message->kind == MESSAGE_REFUSED) {
-        plane->counters.refused++;
-        if (message->unique)
-            serve_refuse(plane, message->unique, -EINVAL);
-        request_put(&plane->pool, r);
-    } else if (message->kind == MESSAGE_IGNORED) {
-        request_put(&plane->pool, r);
-    } else if (message->kind != MESSAGE_OTHER && image_find(&plane->images, message->node)) {
-        serve_message(plane, r, message);
-    } else if (message->kind == MESSAGE_WRITE || message->kind == MESSAGE_FALLOCATE) {
-        /* The control plane serves no writes: it opens nothing but images for writing. */
-        serve_refuse(plane, message->unique, -EBADF);
-        request_put(&plane->pool, r);
-    } else if (message->kind == MESSAGE_LSEEK) {
-        /* Of a file in .aiofs. libfuse would say ENOSYS, and the kernel ask no more about any file. EINVAL says
-         * that this file knows no holes: cp and tar then read it. */
-        serve_refuse(plane, message->unique, -EINVAL);
-        request_put(&plane->pool, r);
-    } else {
-        forward_message(plane, r, message, size);
-    }
-    return continues_stream(plane, message);
-}
-
-/* Read one message into the buffers. Returns its size, or 0 when there is none to be had now. */
-static size_t receive(struct aiofs_plane *plane, const struct iovec *iov, int iovcnt)
-{
-    for (;;) {
-        ssize_t size = readv(plane->config.fuse_fd, iov, iovcnt);
-
-        if (size > 0)
-            return (size_t)size;
-        if (size < 0 && (errno == EINTR || errno == ENOENT)) /* ENOENT: interrupted before we had it */
-            continue;
-        plane->fuse_ready = 0;
-        if (size == 0 || errno == ENODEV || errno == ECONNABORTED || errno == ECONNRESET)
-            plane->unmounted = 1;
-        else if (errno != EAGAIN)
-            plane->failed = -errno;
-        return 0;
-    }
-}
-
-/* Room that the message in r->head needs for its data, `landed` bytes of which are there. */
-static size_t room_for(const struct message *message, size_t landed)
-{
-    size_t widened = message->kind <= MESSAGE_WRITE ? (size_t)message->length + 2 * BLOCK_MAX : 0;
-
-    return widened > landed ? widened : landed;
-}
-
-/* Read one message into r. How long it is shows only then, so it is given a short and a long buffer, of which
- * it keeps one; the data of its kin go straight to the right one when the last was of that length.
- * Returns the message's size, or 0 when there is none, or no long buffer. */
-static size_t take_message(struct aiofs_plane *plane, struct request *r, struct message *message)
-{
-    unsigned char *buffer = request_get_long(&plane->pool);
-    struct iovec head = {r->head, WIRE_HEAD};
-    size_t size, landed;
-    int is_long;
-
-    if (!buffer)
-        return 0;
-    if (plane->long_data)
-        size = receive(plane, (struct iovec[]){head, {buffer, LONG_SIZE}}, 2);
-    else
-        size = receive(plane,
-                       (struct iovec[]){head, {r->own, SHORT_SIZE}, {buffer + SHORT_SIZE, LONG_SIZE - SHORT_SIZE}},
-                       3);
-    protocol_parse(message, r->head, size);
-    landed = size > WIRE_HEAD ? size - WIRE_HEAD : 0;
-    is_long = room_for(message, landed) > SHORT_SIZE;
-    if (is_long && !plane->long_data)
-        memcpy(buffer, r->own, landed < SHORT_SIZE ? landed : SHORT_SIZE);
-    else if (!is_long && plane->long_data)
-        memcpy(r->own, buffer, landed);
-    if (is_long)
-        r->payload = r->longer = buffer;
-    else
-        request_put_long(&plane->pool, buffer);
-    if (landed)
-        plane->long_data = is_long;
-    return size;
-}
-
-/* Where messages come one by one, and nothing is in work, the next one is a batch by itself, and whether there are more is
- * asked when the device is at work: at depth 1 that question (1 us) would be part of each round trip. */
-static int drain_max(const struct aiofs_plane *plane)
-{
-    return plane->come_alone && !plane->in_work ? 1 : DRAIN_MAX;
-}
-
-/* `n` messages have been read, of at most `max`. */
-static void note_drain(struct aiofs_plane *plane, int n, int max)
-{
-    if (plane->cut_short) {
-        plane->come_alone = n == 0 && !plane->fuse_ready; /* there were no more indeed */
-        plane->cut_short = 0;
-    } else if (n > 0 && max == 1) {
-        plane->cut_short = 1;
-    } else if (n > 0) {
-        plane->come_alone = n == 1 && !plane->fuse_ready;
-    }
-}
-
-/* Read a batch, or less when the kernel has no more, every request is in use, or the control plane is
- * full. */
-static int drain(struct aiofs_plane *plane)
-{
-    int max = drain_max(plane);
-    int n = 0, starts = 0;
-
-    if (plane->held)
-        return 0;
-    while (n < max && starts < DRAIN_STARTS && plane->fuse_ready && !plane->stuck && !is_stopping(plane)) {
-        struct request *r = request_get(&plane->pool);
-        struct message message;
-        size_t size;
-
-        if (!r)
-            break;
-        size = take_message(plane, r, &message);
-        if (!size) {
-            request_put(&plane->pool, r);
-            break;
-        }
-        if (n == 0) /* one look at the clock for the whole drain: README.md has what it costs and loses */
-            plane->now_ns = clock_ns();
-        starts += !route(plane, r, &message, size);
-        n++;
-    }
-    note_drain(plane, n, max);
-    return n;
-}
-
 /* ---- the loop ---- */
 
-static void note_events(struct aiofs_plane *plane, const struct epoll_event *events, int n)
+void plane_note_events(struct aiofs_plane *plane, unsigned set)
 {
     uint64_t drop;
 
-    for (int i = 0; i < n; i++) {
-        switch (events[i].data.u32) {
-        case WATCH_FUSE:
-            plane->fuse_ready = 1;
-            break;
-        case WATCH_FORWARD:
-            plane->forward_ready = 1;
-            break;
-        case WATCH_CONTROL:
-            plane->control_ready = 1;
-            break;
-        case WATCH_WAKE:
-            (void)!read(plane->wake_fd, &drop, sizeof drop);
-            break;
-        default: /* a queue: every turn of the loop reaps */
-            break;
-        }
-    }
+    plane->fuse_ready |= (set & 1u << WATCH_FUSE) != 0;
+    plane->forward_ready |= (set & 1u << WATCH_FORWARD) != 0;
+    plane->control_ready |= (set & 1u << WATCH_CONTROL) != 0;
+    if (set & 1u << WATCH_WAKE)
+        (void)!read(plane->wake_fd, &drop, sizeof drop);
+    /* A queue: every turn of the loop reaps. */
 }
 
-static void take_events(struct aiofs_plane *plane, int timeout)
+int plane_looks(struct aiofs_plane *plane)
 {
-    struct epoll_event events[16];
+    return waiting_looks(&plane->waiting, clock_ns(), plane->counters.requests, plane->last_pid);
+}
 
-    note_events(plane, events, epoll_wait(plane->epoll_fd, events, 16, timeout));
+/* What has come, and what the stand-in took; with `sleep`, when something has. */
+static void take_events(struct aiofs_plane *plane, int sleep)
+{
+    struct epoll_event events[PLANE_EVENTS];
+    unsigned set = 0;
+    int n;
+
+    if (sleep)
+        stand_in_give_turn(plane);
+    n = epoll_wait(plane->epoll_fd, events, PLANE_EVENTS, sleep ? -1 : 0);
+    if (sleep)
+        stand_in_take_turn(plane);
+    for (int i = 0; i < n; i++)
+        set |= 1u << events[i].data.u32;
+    plane_note_events(plane, set | stand_in_events(plane));
 }
 
 /* Is there one request, which has just come alone, and nothing else to do or to look at? */
@@ -344,19 +180,26 @@ static int is_alone(const struct aiofs_plane *plane)
            !plane->stuck;
 }
 
-/* Submit the only request, and sleep in the same call if a sleep it would be. Whoever is woken by the submission (a worker of
- * the kernel that does it) then finds this thread asleep, instead of on the core and about to look at three more
- * descriptors: README.md, "Waiting". */
+/* There is only one request, and this thread is to sleep. If it is for a thread, that one stands in for us. If not, submit it and
+ * sleep in the same call: whoever is woken by the submission (a worker of the kernel that does it) then finds this
+ * thread asleep, instead of on the core and about to look at three more descriptors. README.md, "Waiting". */
 static int submit_alone(struct aiofs_plane *plane)
 {
     /* All but queues, which have nothing in flight. The epoll itself would not do: it gives each edge once, and that of
      * /dev/fuse may be gone while there are more messages. */
     const int fds[WAIT_FDS] = {plane->config.fuse_fd, plane->config.forward_fd, plane->config.control_fd, plane->wake_fd};
-    int64_t start = clock_ns();
+    int64_t start;
+    struct io *io;
     int mask;
 
-    if (waiting_looks(&plane->waiting, start, plane->counters.requests, plane->last_pid))
+    if (plane_looks(plane))
         return batch_submit(plane);
+    io = stand_in_is_free(plane) ? batch_take_for_thread(plane) : NULL;
+    if (io) {
+        stand_in_send(plane, io);
+        return 1;
+    }
+    start = clock_ns();
     mask = batch_submit_and_wait(plane, fds);
     if (mask < 0) /* not with this driver */
         return 1;
@@ -381,7 +224,7 @@ static int work(struct aiofs_plane *plane)
         done += forward_replies(plane);
     if (plane->ready) /* held back: the device may be free for it now */
         done += serve_reap(plane) + batch_submit(plane);
-    done += drain(plane);
+    done += drain_messages(plane);
     done += is_alone(plane) ? submit_alone(plane) : batch_submit(plane);
     if (plane->in_work && serve_reap(plane))
         done += batch_submit(plane);
@@ -411,11 +254,11 @@ static int look(struct aiofs_plane *plane, int64_t start)
 static void wait_for_work(struct aiofs_plane *plane)
 {
     int64_t start = clock_ns();
-    int looks = waiting_looks(&plane->waiting, start, plane->counters.requests, plane->last_pid);
+    int looks = plane_looks(plane);
     int on_device = plane->in_work != 0;
 
     if (!looks || !look(plane, start)) {
-        take_events(plane, -1);
+        take_events(plane, 1);
         plane->counters.sleeps++;
     }
     waiting_note(&plane->waiting, clock_ns() - start, on_device);
@@ -433,17 +276,19 @@ int32_t aiofs_run(aiofs_plane *plane)
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, NULL);
     replies_start(&plane->replies);
+    stand_in_start(plane);
     plane->fuse_ready = plane->forward_ready = plane->control_ready = 1;
     if (plane->init_request_size)
         plane->failed = forward_replay_init(plane);
     for (;;) {
         int done = work(plane);
 
-        if (is_stopping(plane) && !plane->in_work)
+        if (plane_is_stopping(plane) && !plane->in_work)
             break;
         if (!done)
             wait_for_work(plane);
     }
+    stand_in_stop(plane);
     outbox_flush(&plane->answers);
     if (plane->failed)
         return plane->failed;

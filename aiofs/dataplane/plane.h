@@ -1,16 +1,19 @@
 /* plane.h -- the data plane's state, shared by its rooms; nobody outside them includes this.
  *
  *   dataplane.c  open, run, stop, close: the loop and its one wait
+ *   drain.c      the kernel's messages, read in batches
  *   serve.c      the life of a data request or resize of a registered image
  *   space.c      what is special about FALLOCATE and LSEEK
  *   batch.c      of them, what is ready: merged and submitted
  *   replies.c    how answers are written
  *   waiting.c    whether the loop looks for work or sleeps
+ *   stand_in.c   a second thread, in the place of the loop while that sleeps
  *   lumps.c      how much of the work the device is given at a time
  *   forward.c    everything else, to the control plane and back
  *   control.c    the commands of the control plane
  *
- * Threads: one, from aiofs_run on; only `stop`, `wake_fd` and the stocks and outboxes are touched by others. Nothing here is
+ * Threads: one, from aiofs_run on, the loop's, or its stand-in in its place (stand_in.h); only `stop`, `wake_fd` and the stocks
+ * and outboxes are touched by others. Nothing here is
  * allocated or freed while the loop runs, but a queue when a driver is used for the first time.
  */
 #ifndef AIOFS_PLANE_H
@@ -27,6 +30,7 @@
 #include "queue.h"
 #include "replies.h"
 #include "request.h"
+#include "stand_in.h"
 #include "waiting.h"
 
 #define QUEUES_MAX 16       /* drivers, those with faults included */
@@ -76,7 +80,7 @@ struct aiofs_plane {
     _Atomic size_t init_reply_size; /* set last: the exchange is complete */
     int replaying;                  /* init_request is on its way to the control plane, not from the kernel */
 
-    /* dataplane.c */
+    /* dataplane.c, drain.c */
     int fuse_ready, forward_ready, control_ready; /* may have more to read: epoll is edge-triggered */
     uint32_t last_opcode; /* the last message: where a stream would go on */
     uint64_t last_node;
@@ -88,11 +92,31 @@ struct aiofs_plane {
     int unmounted;
     int failed; /* -errno: the loop cannot go on */
     struct waiting waiting;
+    struct stand_in stand_in;
     atomic_int stop;
 };
 
 #define REPLY_MAX (WIRE_DATA_MAX + 4096)
 #define UP_SIZE (WIRE_DATA_MAX + 65536) /* of the outbox: a message of any length, or some hundred usual ones */
+
+/* No new requests are taken, and those in work are the last. */
+static inline int plane_is_stopping(struct aiofs_plane *plane)
+{
+    return plane->unmounted || plane->failed || atomic_load_explicit(&plane->stop, memory_order_relaxed);
+}
+
+/* dataplane.c */
+/* Events taken from the epoll at once. */
+#define PLANE_EVENTS 16
+/* A set of watches: bit n for the watch n. */
+void plane_note_events(struct aiofs_plane *plane, unsigned set);
+/* Is the next sleep to begin with a look for work (waiting.h)? */
+int plane_looks(struct aiofs_plane *plane);
+
+/* drain.c */
+/* Read a batch, or less when the kernel has no more, every request is in use, or the control plane is full. Returns the
+ * number of messages. */
+int drain_messages(struct aiofs_plane *plane);
 
 /* serve.c */
 /* A parsed data request of a registered image, in r. Takes r over. */
@@ -102,6 +126,8 @@ void serve_truncate(struct aiofs_plane *plane, struct request *r, struct image *
                     uint64_t command);
 /* Take from the drivers what has finished. Returns the number of ios. */
 int serve_reap(struct aiofs_plane *plane);
+/* An io that was not submitted to a driver has finished, with its result set. */
+void serve_finished(struct aiofs_plane *plane, struct io *io);
 /* Answer some of it. Returns the number of ios; 0: nothing has finished. */
 int serve_answer(struct aiofs_plane *plane);
 /* Answer a message that stays no request: error <= 0. */
@@ -122,6 +148,9 @@ int batch_submit(struct aiofs_plane *plane);
 /* Submit what is ready, which is one request, and all that is in work; then sleep until it has finished or one of fds can be
  * read. Returns a mask of those fds (bit n: fds[n]), or -1 where the driver cannot do both in one call: it has not slept. */
 int batch_submit_and_wait(struct aiofs_plane *plane, const int *fds);
+/* The io of what is ready, which is one request, and all that is in work, if a thread is to do it and it is a plain read or write:
+ * prepared, and submitted nowhere. NULL: it is as it was, or has been answered. */
+struct io *batch_take_for_thread(struct aiofs_plane *plane);
 
 /* forward.c */
 /* Pass the message of `size` bytes in r to the control plane. Takes r over. */

@@ -115,7 +115,7 @@ static void sample(struct replies *replies)
 {
     struct rusage usage;
 
-    if (replies->manner != AIOFS_REPLIES_ADAPT || !replies->has_ring)
+    if (replies->manner != AIOFS_REPLIES_ADAPT || !replies->has_ring || replies->elsewhere)
         return;
     if (replies->together_left > 0) {
         if (--replies->together_left > 0)
@@ -133,7 +133,7 @@ static void sample(struct replies *replies)
 void replies_gather(struct replies *replies)
 {
     replies->gathering =
-        replies->has_ring && (replies->manner == AIOFS_REPLIES_TOGETHER || replies->together_left > 0);
+        replies->has_ring && !replies->elsewhere && (replies->manner == AIOFS_REPLIES_TOGETHER || replies->together_left > 0);
 }
 
 void replies_send(struct replies *replies, uint64_t unique, int error, void *body, size_t size)

@@ -7,7 +7,7 @@
  * first while the next is being written. README.md has figures for both. So what happens is counted: this
  * thread's involuntary switches over a sample of answers decide how the next ones are written.
  *
- * Threads: the loop's, from replies_start on.
+ * Threads: the loop's, from replies_start on; another one in its place says so (`elsewhere`), and answers one by one, uncounted.
  * States of an answer: sent -> written; or, between gather and flush: sent -> gathered -> written.
  * Invariant: what an answer points to stays as it is until flush has returned.
  */
@@ -40,6 +40,7 @@ struct replies {
     uint64_t *together_count;     /* answers that shared a system call */
     struct io_uring ring;
     int has_ring;
+    int elsewhere;                /* it is not the loop's thread that answers now */
     int gathering;
     unsigned count;               /* gathered */
     unsigned sample;              /* answers since the last look at the switches */

@@ -396,6 +396,15 @@ static void finish_merged(struct aiofs_plane *plane, struct request *r, int64_t 
 /* Reap at once. */
 #define REAP_MAX 32
 
+/* An io has come back. */
+static void take(struct aiofs_plane *plane, struct io *io)
+{
+    lumps_reaped(&((struct request *)io)->image->lumps, io->op == IO_READ);
+    io->next = NULL;
+    *plane->finished_end = io;
+    plane->finished_end = &io->next;
+}
+
 /* Take what this queue's drivers have finished: until fewer come than could. */
 static int reap_queue(struct aiofs_plane *plane, struct queue *queue)
 {
@@ -404,22 +413,27 @@ static int reap_queue(struct aiofs_plane *plane, struct queue *queue)
 
     do {
         n = queue_reap(queue, ios, REAP_MAX);
-        for (int i = 0; i < n; i++) {
-            lumps_reaped(&((struct request *)ios[i])->image->lumps, ios[i]->op == IO_READ);
-            ios[i]->next = NULL;
-            *plane->finished_end = ios[i];
-            plane->finished_end = &ios[i]->next;
-        }
+        for (int i = 0; i < n; i++)
+            take(plane, ios[i]);
         total += n;
     } while (n == REAP_MAX);
     return total;
 }
 
+void serve_finished(struct aiofs_plane *plane, struct io *io)
+{
+    take(plane, io);
+    lumps_looked(&((struct request *)io)->image->lumps);
+}
+
 int serve_reap(struct aiofs_plane *plane)
 {
     struct io **fresh = plane->finished_end;
-    int total = 0;
+    struct io *returned = stand_in_returned(plane);
+    int total = returned != NULL;
 
+    if (returned)
+        take(plane, returned);
     for (int i = 0; i < QUEUES_MAX; i++)
         if (plane->queues[i])
             total += reap_queue(plane, plane->queues[i]);

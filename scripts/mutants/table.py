@@ -327,7 +327,7 @@ MUTANTS = (
     Mutant(
         "served-too-early",
         "a server reads nothing from the kernel before it has the images back",
-        f"{PLANE}/dataplane.c",
+        f"{PLANE}/drain.c",
         "    if (plane->held)\n        return 0;\n",
         "",
         "tests/plane/test_takeover.py::test_nothing_is_read_before_it_is_to_serve",
@@ -381,6 +381,14 @@ MUTANTS = (
         "fds[WAIT_FDS] = {plane->config.fuse_fd,",
         "fds[WAIT_FDS] = {plane->wake_fd,",
         "tests/plane/test_alone.py::test_requests_of_other_images_do_not_wait_for_it",
+    ),
+    Mutant(
+        "stand-in-does-not-ring",
+        "what the stand-in leaves undone is done by the loop",
+        f"{PLANE}/stand_in.c",
+        "        atomic_store(&self->state, FREE);\n        ring(plane);\n",
+        "        atomic_store(&self->state, FREE);\n",
+        "tests/plane/test_stand_in.py::test_it_lets_the_loop_have_what_is_not_for_it",
     ),
     Mutant(
         "polls-stay",

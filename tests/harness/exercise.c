@@ -152,6 +152,22 @@ static void do_stream(struct model *m)
     }
 }
 
+/* One after the other: each comes alone, and where threads do it, the stand-in answers. */
+static void do_alone(struct model *m)
+{
+    int64_t offset = any_offset(m->size) & ~4095;
+
+    for (unsigned i = 0; i < 10 && offset + 4096 <= m->size; i++) {
+        kernel_drain(&kernel);
+        if (one_in(3))
+            send_read(m, offset, 4096, 0);
+        else
+            send_write(m, offset, 4096, 0);
+        if (one_in(8)) /* not alone any more */
+            do_read(any_image());
+    }
+}
+
 static void do_fallocate(struct model *m)
 {
     struct fuse_fallocate_in in = {.length = any_length(), .offset = (uint64_t)any_offset(m->size)};
@@ -420,7 +436,7 @@ static void do_one(struct model *m)
     static void (*const operations[])(struct model *) = {
         do_read,   do_read,     do_read,      do_read,     do_write, do_write, do_write,          do_write,
         do_stream, do_stream,   do_fallocate, do_lseek,    do_other, do_fault, do_wrong_command, do_malformed,
-        do_truncate, send_fsync, do_register_again, do_stream,
+        do_truncate, send_fsync, do_register_again, do_stream, do_alone, do_alone,
     };
 
     operations[random_below(sizeof operations / sizeof *operations)](m);

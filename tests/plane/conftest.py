@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 from fakekernel import FakeKernel
+from lone import WAYS, Lone
+
+from aiofs.dataplane import drivers
 
 
 @pytest.fixture
@@ -24,3 +27,14 @@ def image(tmp_path: Path) -> Path:
     path = tmp_path / "disk.img"
     path.write_bytes(random.Random(2008).randbytes(1 << 20))
     return path
+
+
+@pytest.fixture(params=WAYS)
+def lone(request: pytest.FixtureRequest, kernel: FakeKernel, tmp_path: Path) -> Iterator[Lone]:
+    """An image of which lone requests can hang, in each of the ways in which they are done."""
+    [status] = [status for status in drivers() if status.name == "io_uring"]
+    if not status.works:
+        pytest.skip(status.reason)
+    image = WAYS[request.param](kernel, tmp_path)
+    yield image
+    image.close()

@@ -28,6 +28,7 @@ PLANE = {
     "look_trials": 4,
     "replies_together": 3,
     "halves": 6,
+    "stood_in": 8,
     "in_flight": 5,
 }
 ODD_NAMES = [
