@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "exercise.h"
+#include "faults.h"
 #include "model.h"
 
 #define IMAGES 2
@@ -348,48 +349,7 @@ __attribute__((noinline, no_sanitize("thread"))) static uint64_t read_counters(c
     return m->counters.requests_read + m->counters.in_flight + aiofs_counters(kernel.plane)->requests;
 }
 
-/* ---- faults, by the drivers that are there for them ---- */
-
-/* It strikes the next `times` ios of that kind. */
-static void add_fault(int kind, uint64_t op, int64_t value, uint64_t times)
-{
-    aiofs_fault fault = {.kind = kind, .ops = 1u << op, .value = value, .from = 0, .to = INT64_MAX,
-                         .first = 1, .last = times, .chance = 1ull << 32};
-
-    if (aiofs_fault_add(&fault) < 0)
-        fail("no room for a fault");
-}
-
-/* Nothing that a caller could notice: what is short, late, or to be tried again. */
-static void disturb(void)
-{
-    switch (random_below(4)) {
-    case 0:
-        add_fault(AIOFS_FAULT_SHORT, random_below(2), one_in(2) ? -1 : 1 + (int64_t)random_below(8192), 2);
-        break;
-    case 1:
-        add_fault(one_in(2) ? AIOFS_FAULT_DELAY : AIOFS_FAULT_STALL, random_below(6),
-                  (int64_t)random_below(2000000), 2);
-        break;
-    default:
-        add_fault(AIOFS_FAULT_ERROR, random_below(6), one_in(2) ? -EINTR : -EAGAIN, 1 + random_below(8));
-    }
-}
-
-static void set_no_faults(void)
-{
-    aiofs_fault_reset(random_below(UINT32_MAX), one_in(2));
-}
-
-static void forget_faults(void)
-{
-    aiofs_fault_counts counts;
-
-    aiofs_fault_read(&counts);
-    if (counts.overlaps)
-        fail("%lu ios were in flight with others that they overlap", (unsigned long)counts.overlaps);
-    set_no_faults();
-}
+/* ---- faults ---- */
 
 static void reload(const struct expectation *e)
 {
@@ -404,21 +364,21 @@ static void do_fault(struct model *m)
     if (!is_faulty())
         return;
     if (!one_in(4)) {
-        disturb();
+        faults_disturb();
         return;
     }
     kernel_drain(&kernel);
-    forget_faults();
+    faults_forget();
     if (one_in(10)) {
-        add_fault(AIOFS_FAULT_ERROR, 2, -EIO, 1);
+        faults_add(AIOFS_FAULT_ERROR, 2, -EIO, 1);
         m->error = m->flags & AIOFS_IMAGE_NO_FSYNC ? 0 : -EIO;
         send_fsync(m);
     } else if (m->size >= 8 * 4096) {
         int write = one_in(2);
 
-        add_fault(AIOFS_FAULT_ERROR, (uint64_t)write, -EIO, 1);
+        faults_add(AIOFS_FAULT_ERROR, (uint64_t)write, -EIO, 1);
         if (one_in(2))
-            add_fault(AIOFS_FAULT_ERROR, 0, -EIO, 1); /* the edges of an unaligned WRITE, or another READ */
+            faults_add(AIOFS_FAULT_ERROR, 0, -EIO, 1); /* the edges of an unaligned WRITE, or another READ */
         for (unsigned i = 0; i < 4; i++)
             if (write)
                 send_write(m, i * 2 * 4096 + 100, 4096, 1);
@@ -426,7 +386,7 @@ static void do_fault(struct model *m)
                 send_read(m, i * 4096, 4096, 1);
     }
     kernel_drain(&kernel);
-    forget_faults();
+    faults_forget();
 }
 
 /* ---- a run ---- */
@@ -484,7 +444,7 @@ void exercise_plane(const char *directory, const char *driver, unsigned operatio
     int32_t index = aiofs_driver_index(driver);
 
     driver_in_use = driver;
-    set_no_faults();
+    faults_none();
     kernel_open(&kernel, 4 + (unsigned)random_below(28), !one_in(4), one_in(2) ? 100 : 0);
     kernel.failed = reload;
     image_count = 0;
@@ -496,7 +456,7 @@ void exercise_plane(const char *directory, const char *driver, unsigned operatio
     for (unsigned i = 0; i < operations; i++)
         do_one(any_image());
     kernel_drain(&kernel);
-    forget_faults();
+    faults_forget();
     end(one_in(2));
     kernel_close(&kernel);
     for (unsigned i = 0; i < image_count; i++) {
