@@ -249,6 +249,7 @@ static void count_batch(struct aiofs_plane *plane, int ios)
 {
     int bucket = 31 - __builtin_clz((unsigned)ios);
 
+    naps_expect(&plane->naps, plane->now_ns);
     plane->counters.batches++;
     plane->counters.ios += (uint64_t)ios;
     plane->counters.batch_ios[bucket > 12 ? 12 : bucket]++;

@@ -94,6 +94,7 @@ int32_t aiofs_open(aiofs_plane **out, const aiofs_config *config)
         return -ENOMEM;
     plane->config = *config;
     plane->epoll_fd = plane->wake_fd = -1;
+    naps_open(&plane->naps);
     plane->ready_end = &plane->ready;
     plane->finished_end = &plane->finished;
     plane->held = config->held != 0;
@@ -122,6 +123,7 @@ void aiofs_close(aiofs_plane *plane)
     replies_close(&plane->replies);
     outbox_close(&plane->up);
     outbox_close(&plane->answers);
+    naps_close(&plane->naps);
     request_pool_close(&plane->pool);
     if (plane->epoll_fd >= 0)
         close(plane->epoll_fd);

@@ -7,6 +7,7 @@
  *   batch.c      of them, what is ready: merged and submitted
  *   replies.c    how answers are written
  *   waiting.c    whether the loop looks for work or sleeps
+ *   naps.c       how short sleeps are made cheap
  *   stand_in.c   a second thread, in the place of the loop while that sleeps
  *   lumps.c      how much of the work the device is given at a time
  *   forward.c    everything else, to the control plane and back
@@ -25,6 +26,7 @@
 #include "contract.h"
 #include "image.h"
 #include "merge.h"
+#include "naps.h"
 #include "outbox.h"
 #include "protocol.h"
 #include "queue.h"
@@ -92,6 +94,7 @@ struct aiofs_plane {
     int unmounted;
     int failed; /* -errno: the loop cannot go on */
     struct waiting waiting;
+    struct naps naps;
     struct stand_in stand_in;
     atomic_int stop;
 };
