@@ -44,7 +44,7 @@ void replies_write(struct replies *replies, const struct iovec *iov, int iovcnt)
 {
     if (replies->progress)
         replies->progress->answered++;
-    while (writev(replies->fd, iov, iovcnt) < 0) {
+    while ((iovcnt == 1 ? write(replies->fd, iov->iov_base, iov->iov_len) : writev(replies->fd, iov, iovcnt)) < 0) {
         struct pollfd writable = {.fd = replies->fd, .events = POLLOUT};
 
         if (errno == EAGAIN) /* a socket in tests; /dev/fuse always takes a reply */
@@ -52,11 +52,6 @@ void replies_write(struct replies *replies, const struct iovec *iov, int iovcnt)
         else if (errno != EINTR)
             return; /* ENOENT: the caller was interrupted; ENODEV: unmounted, the drain will see it */
     }
-}
-
-static int segments(const struct reply *reply)
-{
-    return reply->iov[1].iov_len ? 2 : 1;
 }
 
 /* Wait for the results of `n` writes. They are there when the system call returns, but for those to a socket that is full,
@@ -76,7 +71,7 @@ static void take_results(struct replies *replies, unsigned n)
         result = cqe->res;
         io_uring_cqe_seen(&replies->ring, cqe);
         if (result < 0)
-            replies_write(replies, reply->iov, segments(reply));
+            replies_write(replies, reply->iov, reply->iovcnt);
         else if (replies->progress)
             replies->progress->answered++;
         n--;
@@ -96,7 +91,7 @@ void replies_flush(struct replies *replies)
             struct io_uring_sqe *sqe = io_uring_get_sqe(&replies->ring);
 
             assert(sqe != NULL); /* as many as can be gathered, and none is left over */
-            io_uring_prep_writev(sqe, replies->fd, reply->iov, (unsigned)segments(reply), (uint64_t)-1);
+            io_uring_prep_writev(sqe, replies->fd, reply->iov, (unsigned)reply->iovcnt, (uint64_t)-1);
             io_uring_sqe_set_data(sqe, reply);
         }
         written = io_uring_submit(&replies->ring);
@@ -107,7 +102,7 @@ void replies_flush(struct replies *replies)
         ring_drop_rest(&replies->ring);
     }
     for (unsigned i = written > 0 ? (unsigned)written : 0; i < count; i++)
-        replies_write(replies, replies->gathered[i].iov, segments(&replies->gathered[i]));
+        replies_write(replies, replies->gathered[i].iov, replies->gathered[i].iovcnt);
 }
 
 /* Count one answer; at the end of a sample, decide about the next ones. */
@@ -136,26 +131,37 @@ void replies_gather(struct replies *replies)
         replies->has_ring && !replies->elsewhere && (replies->manner == AIOFS_REPLIES_TOGETHER || replies->together_left > 0);
 }
 
-void replies_send(struct replies *replies, uint64_t unique, int error, void *body, size_t size)
+/* The body stays the caller's, when it is not short. */
+static void compose(struct reply *reply, uint64_t unique, int error, void *body, size_t size)
 {
-    struct fuse_out_header header = {
-        .len = (uint32_t)(sizeof header + size),
+    static_assert(offsetof(struct reply, body) == sizeof reply->header, "a short answer is in one piece");
+    reply->header = (struct fuse_out_header){
+        .len = (uint32_t)(sizeof reply->header + size),
         .error = error,
         .unique = unique,
     };
-    struct reply *reply;
+    reply->iov[0] = (struct iovec){reply, sizeof reply->header};
+    reply->iovcnt = 1;
+    if (size > sizeof reply->body) {
+        reply->iov[1] = (struct iovec){body, size};
+        reply->iovcnt = 2;
+    } else if (size > 0) {
+        memcpy(&reply->body, body, size);
+        reply->iov[0].iov_len += size;
+    }
+}
+
+void replies_send(struct replies *replies, uint64_t unique, int error, void *body, size_t size)
+{
+    struct reply single;
 
     sample(replies);
     if (!replies->gathering) {
-        replies_write(replies, (struct iovec[]){{&header, sizeof header}, {body, size}}, size ? 2 : 1);
+        compose(&single, unique, error, body, size);
+        replies_write(replies, single.iov, single.iovcnt);
         return;
     }
-    reply = &replies->gathered[replies->count++];
-    reply->header = header;
-    if (size > 0 && size <= sizeof reply->body)
-        body = memcpy(&reply->body, body, size); /* the caller's may be on its stack */
-    reply->iov[0] = (struct iovec){&reply->header, sizeof reply->header};
-    reply->iov[1] = (struct iovec){body, size};
+    compose(&replies->gathered[replies->count++], unique, error, body, size);
     if (replies->count == REPLIES_GATHERED_MAX) {
         replies_flush(replies);
         replies->gathering = 1;

@@ -29,8 +29,9 @@ struct reply {
     union {
         struct fuse_write_out write;
         struct fuse_lseek_out lseek;
-    } body; /* of a short answer */
+    } body; /* of a short answer: one piece of memory with the header, as the kernel looks up the page of each */
     struct iovec iov[2];
+    int iovcnt;
 };
 
 struct replies {

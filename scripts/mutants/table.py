@@ -406,6 +406,14 @@ MUTANTS = (
         "0",
         "tests/pure/test_waiting.py::test_a_trial_that_changed_what_it_returns_to_is_reviewed[process-1]",
     ),
+    Mutant(
+        "timer-for-each-batch",
+        "no timer is set where batches are far apart",
+        f"{PLANE}/naps.c",
+        "if (!is_close || ",
+        "if (",
+        "tests/plane/test_naps.py::test_batches_far_apart_set_no_timer",
+    ),
     # -- lumps --
     Mutant(
         "no-halves",

@@ -1,0 +1,94 @@
+"""The timer that makes short sleeps cheap: due soon while batches follow each other, and never otherwise."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from fakekernel import FakeKernel
+from waiting import wait_until
+
+K = 4096
+DUE_NS = 1_000_000
+FAR_APART_S = 0.005
+"""Between two batches: more than the time in which the next one is expected."""
+
+
+def timers() -> set[Path]:
+    """The descriptors of this process that are timers."""
+    found = set()
+    for fd in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            if str(fd.readlink()) == "anon_inode:[timerfd]":
+                found.add(fd)
+    return found
+
+
+@dataclass(frozen=True)
+class Timer:
+    """The plane's."""
+
+    fd: Path
+
+    def due_ns(self) -> int:
+        """Until it is due; 0: it is not set."""
+        told = Path("/proc/self/fdinfo", self.fd.name).read_text()
+        found = re.search(r"it_value: \((\d+), (\d+)\)", told)
+        assert found, told
+        return int(found[1]) * 10**9 + int(found[2])
+
+
+@pytest.fixture
+def timer(kernel: FakeKernel) -> Timer:
+    """Before there are others: the fault drivers have one each."""
+    assert kernel.plane
+    [fd] = timers()
+    return Timer(fd)
+
+
+def test_a_timer_is_due_while_batches_follow_each_other(
+    kernel: FakeKernel, timer: Timer, image: Path
+) -> None:
+    """It is set anew again and again, so most looks find it."""
+    kernel.register(image)
+
+    def is_due() -> bool:
+        for _ in range(10):
+            kernel.read(0, K)
+        return 0 < timer.due_ns() <= DUE_NS
+
+    wait_until(is_due)
+
+
+def test_it_wakes_nobody(kernel: FakeKernel, timer: Timer, image: Path) -> None:
+    """When no more batches follow, it is due, and the loop sleeps on."""
+    kernel.register(image)
+    wait_until(lambda: kernel.read(0, K) == kernel.read(K, K) or timer.due_ns() > 0)
+    kernel.settle()
+    before = kernel.plane.counters()["sleeps"]
+    wait_until(lambda: timer.due_ns() == 0)
+    time.sleep(2 * FAR_APART_S)
+    assert timer.due_ns() == 0
+    assert kernel.plane.counters()["sleeps"] == before
+
+
+def test_batches_far_apart_set_no_timer(kernel: FakeKernel, timer: Timer, image: Path) -> None:
+    """A core that sleeps for long is not woken in between."""
+    kernel.register(image)
+    for _ in range(10):
+        time.sleep(FAR_APART_S)
+        kernel.read(0, K)
+        assert timer.due_ns() == 0
+
+
+def test_it_goes_with_the_plane() -> None:
+    """A process that opens and closes planes collects none."""
+    before = timers()
+    kernel = FakeKernel()
+    assert len(timers() - before) == 1
+    kernel.close()
+    assert timers() == before
