@@ -9,7 +9,7 @@
  * a row. A device that reports one by one is never given less than there is, and one that has done a part of a lump is
  * given as much again, so that nobody waits for an io that hangs. README.md has figures.
  *
- * Pure. READs only: WRITEs are done sooner, and to hold them back costs more than it gains.
+ * Pure. It takes more WRITEs to make a lump.
  */
 #ifndef AIOFS_LUMPS_H
 #define AIOFS_LUMPS_H
@@ -18,7 +18,7 @@
 struct lumps {
     unsigned in_flight; /* ios submitted, of which */
     unsigned finished;  /* so many have been reaped in this look, */
-    int has_others;     /* not all of them READs */
+    int has_writes;     /* not all of them READs */
     unsigned seen;      /* lumps in a row, less those that came in parts */
 };
 
@@ -30,7 +30,7 @@ static inline void lumps_submitted(struct lumps *lumps)
 static inline void lumps_reaped(struct lumps *lumps, int is_read)
 {
     lumps->finished++;
-    lumps->has_others |= !is_read;
+    lumps->has_writes |= !is_read;
 }
 
 /* After a look, once or more often. */

@@ -369,8 +369,8 @@ MUTANTS = (
         "answer-from-the-stack",
         "what a gathered answer points to stays as it is until it is written",
         f"{PLANE}/replies.c",
-        "body = memcpy(&reply->body, body, size);",
-        "(void)0;",
+        "if (size > sizeof reply->body) {",
+        "if (size > 0) {",
         "tests/plane/test_replies.py::test_each_answer_goes_to_its_own_request[together]",
     ),
     # -- sleeping --
@@ -422,6 +422,14 @@ MUTANTS = (
         "unsigned half = (in_work + 1) / 2;",
         "unsigned half = in_work;",
         f"{HALVES}::test_half_is_held_back_until_the_other_half_is_done",
+    ),
+    Mutant(
+        "few-writes-are-a-lump",
+        "a few WRITEs that are done together hold nothing back",
+        f"{PLANE}/lumps.c",
+        "#define LUMP_MIN_WRITES 16u",
+        "#define LUMP_MIN_WRITES 8u",
+        f"{HALVES}::test_lumps_of_many_writes_are_halved[12-12]",
     ),
     Mutant(
         "one-limit-for-all",

@@ -129,18 +129,21 @@ def test_requests_go_out_in_their_order(kernel: FakeKernel, image: Path) -> None
     assert [offset for _, offset, _ in submitted()[before:]] == [i * K for i in range(COUNT)]
 
 
-def test_writes_are_not_held_back(kernel: FakeKernel, image: Path) -> None:
-    """After lumps of WRITEs everything goes out at once."""
+@pytest.mark.parametrize(("count", "first"), [(COUNT, COUNT // 2), (12, 12)])
+def test_lumps_of_many_writes_are_halved(kernel: FakeKernel, image: Path, count: int, first: int) -> None:
+    """Those of a few are not; and each WRITE is done."""
     kernel.register(image)
-    for _ in range(LUMPS + 1):
+    for turn in range(LUMPS + 1):
         hold()
         before = len(submitted())
-        uniques = [kernel.send_write(i * K, bytes([i]) * K) for i in range(COUNT)]
+        uniques = [kernel.send_write(i * K, bytes([turn + i]) * K) for i in range(count)]
         kernel.settle()
-        assert len(submitted()) - before == COUNT
+        assert len(submitted()) - before == (count if turn < LUMPS else first)
         release()
         for unique in uniques:
             assert kernel.reply(unique)[0] == 0
+        content = image.read_bytes()
+        assert all(content[i * K :][:K] == bytes([turn + i]) * K for i in range(count))
 
 
 def test_a_write_between_reads_keeps_its_place(kernel: FakeKernel, image: Path) -> None:

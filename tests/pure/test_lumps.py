@@ -54,7 +54,13 @@ def test_few_ios_and_idle_looks_say_nothing(look: tuple[int, int, int]) -> None:
     assert limit(*[LUMP] * 3, *[look] * 20) == 16
 
 
-def test_lumps_of_writes_do_not_count() -> None:
-    """And end what there was."""
-    assert limit(*[(32, 32, 0)] * 20) == ANY
-    assert limit(*[LUMP] * 8, *[(32, 32, 0)] * 3) == ANY
+@pytest.mark.parametrize(("writes", "expected"), [(8, ANY), (15, ANY), (16, 16), (32, 16)])
+def test_it_takes_more_writes_to_make_a_lump(writes: int, expected: int) -> None:
+    """A few come together from the memory of any device."""
+    assert limit(*[(writes, writes, 0)] * 20) == expected
+
+
+def test_half_a_lump_of_writes_is_one() -> None:
+    """What is held back does not make the manner forgotten."""
+    assert limit(*[(16, 16, 0)] * 3, *[(8, 8, 0)] * 20) == 16
+    assert limit(*[LUMP] * 3, *[(8, 8, 0)] * 20) == 16
