@@ -40,11 +40,16 @@ void replies_close(struct replies *replies)
         io_uring_queue_exit(&replies->ring);
 }
 
+static ssize_t write_pieces(int fd, const struct iovec *iov, int iovcnt)
+{
+    return iovcnt == 1 ? write(fd, iov->iov_base, iov->iov_len) : writev(fd, iov, iovcnt);
+}
+
 void replies_write(struct replies *replies, const struct iovec *iov, int iovcnt)
 {
     if (replies->progress)
         replies->progress->answered++;
-    while ((iovcnt == 1 ? write(replies->fd, iov->iov_base, iov->iov_len) : writev(replies->fd, iov, iovcnt)) < 0) {
+    while (write_pieces(replies->fd, iov, iovcnt) < 0) {
         struct pollfd writable = {.fd = replies->fd, .events = POLLOUT};
 
         if (errno == EAGAIN) /* a socket in tests; /dev/fuse always takes a reply */
