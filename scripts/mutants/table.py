@@ -380,7 +380,7 @@ MUTANTS = (
         f"{PLANE}/dataplane.c",
         "fds[WAIT_FDS] = {plane->config.fuse_fd,",
         "fds[WAIT_FDS] = {plane->wake_fd,",
-        "tests/plane/test_alone.py::test_requests_of_other_images_do_not_wait_for_it",
+        "tests/plane/test_alone.py::test_requests_of_other_images_do_not_wait_for_it[ring]",
     ),
     Mutant(
         "stand-in-does-not-ring",

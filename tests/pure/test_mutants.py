@@ -25,6 +25,14 @@ def test_a_mutant_has_its_place_and_its_test(mutant: Mutant) -> None:
     assert f"def {test.partition('[')[0]}(" in (ROOT / path).read_text()
 
 
+def test_each_test_is_collected_under_its_name() -> None:
+    """Parameters included: a test that gets some has another name from then on."""
+    paths = sorted({mutant.test.partition("::")[0] for mutant in MUTANTS})
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *paths]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert {mutant.test for mutant in MUTANTS} - set(done.stdout.splitlines()) == set()
+
+
 def test_each_mutant_has_a_name_of_its_own() -> None:
     """By which it can be chosen."""
     names = [mutant.name for mutant in MUTANTS]
