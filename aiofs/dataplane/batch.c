@@ -249,7 +249,6 @@ static void count_batch(struct aiofs_plane *plane, int ios)
 {
     int bucket = 31 - __builtin_clz((unsigned)ios);
 
-    naps_expect(&plane->naps, plane->now_ns);
     plane->counters.batches++;
     plane->counters.ios += (uint64_t)ios;
     plane->counters.batch_ios[bucket > 12 ? 12 : bucket]++;
@@ -276,6 +275,7 @@ static void mark(struct aiofs_plane *plane, struct io **ios, int n)
         count_io(r->image, r->io.op, plane->counters.batches + 1);
         r->io.blocks = wants_thread(r);
     }
+    naps_expect(&plane->naps, plane->now_ns);
     count_batch(plane, n);
 }
 
