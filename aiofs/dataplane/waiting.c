@@ -15,10 +15,12 @@
 #define SETTLE_NS (250 * MS)
 #define GAIN_PARTS 12
 /* Where a device is waited for, a trial of looking is over before the balancer takes the caller away (10-20 ms), so that a
- * caller who stays loses nothing. Until then looking is up to a fifth faster than it will be, so it has to be faster by more
- * than a quarter. Where nothing but callers is waited for, it is slower until then: nobody runs while we look. */
+ * caller who stays loses nothing. Until then looking is up to a fifth faster than it will be: it has to be faster by more
+ * than a quarter. When it gains less, but something, it is tried until the caller has gone, and for a window.
+ * Where nothing but callers is waited for, it is slower until then: nobody runs while we look. */
 #define SHORT_TRIAL_NS (8 * MS)
 #define GAIN_PARTS_SHORT 4
+#define SETTLE_LONGER_NS (50 * MS)
 /* Until the first trial, and then four times as long each time that a trial finds nothing better. Where the first is one
  * of looking, it comes after the first window. */
 #define HOLD_NS (4000 * MS)
@@ -116,17 +118,38 @@ static int64_t next_hold(const struct waiting *waiting)
     return waiting->hold_ns < HOLD_NS ? HOLD_NS : 4 * waiting->hold_ns;
 }
 
-/* Is the pace in the manner that was tried so much better than in the other one? */
+/* Is the pace in the manner that was tried better than in the other one by more than one part in so many? */
+static int is_faster(int64_t other_ns, int64_t tried_ns, int parts)
+{
+    return other_ns - tried_ns > other_ns / parts;
+}
+
+/* By so much that it is to stay? */
 static int is_gain(const struct waiting *waiting, int64_t other_ns, int64_t tried_ns)
 {
-    return other_ns - tried_ns > other_ns / (waiting->is_short ? GAIN_PARTS_SHORT : GAIN_PARTS);
+    return is_faster(other_ns, tried_ns, waiting->is_short ? GAIN_PARTS_SHORT : GAIN_PARTS);
 }
 
 static void begin_trial(struct waiting *waiting)
 {
     waiting->looks = !waiting->looks;
     waiting->is_short = waiting->looks && waiting->on_device;
+    waiting->settle_ns = SETTLE_NS;
     waiting->state = waiting->is_short ? WAITING_TRIAL : WAITING_SETTLING;
+}
+
+/* A short trial has found a gain that it cannot promise. */
+static int is_undecided(const struct waiting *waiting, int64_t pace_ns)
+{
+    return waiting->is_short && !is_gain(waiting, waiting->pace_ns, pace_ns) &&
+           is_faster(waiting->pace_ns, pace_ns, GAIN_PARTS);
+}
+
+static void try_longer(struct waiting *waiting)
+{
+    waiting->is_short = 0;
+    waiting->settle_ns = SETTLE_LONGER_NS;
+    waiting->state = WAITING_SETTLING;
 }
 
 /* A window ends with this pace. */
@@ -146,6 +169,10 @@ static void end_window(struct waiting *waiting, int64_t now_ns, int64_t pace_ns)
         waiting->state = WAITING_TRIAL;
         break;
     case WAITING_TRIAL:
+        if (is_undecided(waiting, pace_ns)) {
+            try_longer(waiting);
+            break;
+        }
         ++*waiting->trials;
         if (is_gain(waiting, waiting->pace_ns, pace_ns)) {
             hold(waiting, now_ns, first_hold(waiting));
@@ -183,7 +210,9 @@ static void be_quiet(struct waiting *waiting, int64_t now_ns)
 
 static int64_t window_ns(const struct waiting *waiting)
 {
-    if (waiting->state == WAITING_SETTLING || waiting->state == WAITING_RETURNING)
+    if (waiting->state == WAITING_SETTLING)
+        return waiting->settle_ns;
+    if (waiting->state == WAITING_RETURNING)
         return SETTLE_NS;
     return waiting->state == WAITING_TRIAL && waiting->is_short ? SHORT_TRIAL_NS : WINDOW_NS;
 }

@@ -6,7 +6,8 @@
  * requests come from kernel workers, wherever those run, and a process may keep one busy while it waits for us (an
  * emulated guest, whoever polls). There looking wins. So the first choice goes by who asks. Other machines, and
  * storage as fast as memory, are otherwise: now and then the other manner is tried,
- * looking for 8 ms where a device is waited for, anything else for 0.35 s, and stays when it is faster. README.md has figures.
+ * looking for 8 ms where a device is waited for, and 0.15 s more where that leaves it open, anything else for 0.35 s, and
+ * stays when it is faster. README.md has figures.
  *
  * A mount that is idle, or on a device slow enough for sleeping not to matter, never looks and tries nothing.
  *
@@ -33,6 +34,7 @@ struct waiting {
     int looks;        /* the manner in force */
     int on_device;    /* there were waits for I/O in this window, not for callers only */
     int is_short;     /* of the trial: it has no settling, and is over soon */
+    int64_t settle_ns; /* how long its settling lasts */
     int has_caller;   /* somebody has asked, */
     int keeps_core;   /* and when the manner was chosen it was one that shares no core with us */
     struct {

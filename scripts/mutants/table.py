@@ -407,6 +407,22 @@ MUTANTS = (
         "tests/pure/test_waiting.py::test_a_trial_that_changed_what_it_returns_to_is_reviewed[process-1]",
     ),
     Mutant(
+        "open-trial-not-longer",
+        "a gain that a short trial leaves open is tried for longer",
+        f"{PLANE}/waiting.c",
+        "if (is_undecided(waiting, pace_ns)) {",
+        "if (0) {",
+        "tests/pure/test_waiting.py::test_a_gain_that_a_short_trial_leaves_open_is_tried_longer",
+    ),
+    Mutant(
+        "open-trial-not-settled",
+        "a trial that goes on waits until the caller has gone",
+        f"{PLANE}/waiting.c",
+        "waiting->settle_ns = SETTLE_LONGER_NS;",
+        "waiting->settle_ns = 0;",
+        "tests/pure/test_waiting.py::test_a_gain_that_goes_when_the_caller_does_is_none",
+    ),
+    Mutant(
         "timer-for-each-batch",
         "no timer is set where batches are far apart",
         f"{PLANE}/naps.c",

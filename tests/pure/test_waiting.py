@@ -192,6 +192,44 @@ def test_where_callers_only_are_waited_for_a_trial_of_looking_is_long() -> None:
     assert caller.share == 1
 
 
+LEVEL = 60 * US
+UNDECIDED = 50 * US
+"""Faster by a sixth: more than the noise, less than a short trial can promise."""
+
+
+def in_an_undecided_trial() -> Caller:
+    """One that is 60 us a request asleep, whose short trial of looking has found 50 and goes on."""
+    lib.aiofs_waiting_reset(LIMIT, 1)
+    caller = Caller(LIGHT)
+    caller.begins()
+    caller.calls(0.115, asleep=LEVEL, looking=UNDECIDED)
+    assert lib.aiofs_waiting_trials() == 0
+    return caller
+
+
+def test_a_gain_that_a_short_trial_leaves_open_is_tried_longer() -> None:
+    """It is still there when the caller has gone: looking stays."""
+    caller = in_an_undecided_trial()
+    caller.calls(0.17, asleep=LEVEL, looking=UNDECIDED)
+    assert lib.aiofs_waiting_trials() == 1
+    assert caller.share == 1
+    caller.calls(3, asleep=LEVEL, looking=UNDECIDED)
+    assert caller.share == 1
+
+
+def test_a_gain_that_goes_when_the_caller_does_is_none() -> None:
+    """Looking is fast until the caller runs elsewhere, then level: asleep again after 0.15 s of it."""
+    caller = in_an_undecided_trial()
+    caller.calls(0.035, asleep=LEVEL, looking=UNDECIDED // 2)
+    caller.calls(0.085, asleep=LEVEL, looking=LEVEL)
+    assert lib.aiofs_waiting_trials() == 0
+    assert caller.share == 1
+    caller.calls(0.03, asleep=LEVEL, looking=LEVEL)
+    assert lib.aiofs_waiting_trials() == 1
+    caller.calls(3, asleep=LEVEL, looking=LEVEL)
+    assert caller.share == 0
+
+
 def slow_after_a_level_trial(caller: Caller) -> dict[str, int]:
     """Have it pass a trial that finds both level. Paces in which its first choice is slow from then on."""
     caller.begins()
