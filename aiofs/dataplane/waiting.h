@@ -12,7 +12,8 @@
  * A mount that is idle, or on a device slow enough for sleeping not to matter, never looks and tries nothing.
  *
  * Threads: the loop's. States: quiet -> holding -> settling -> trial -> holding, where it gained something, or
- * returning -> review -> holding, in which what was tried may turn out better than what there is now; any -> quiet.
+ * returning -> review -> holding, in which what was tried may turn out better than what there is now; any -> quiet. A trial of
+ * 8 ms comes right after holding; where it leaves it open, trial -> settling -> trial.
  */
 #ifndef AIOFS_WAITING_H
 #define AIOFS_WAITING_H
@@ -34,7 +35,7 @@ struct waiting {
     int looks;        /* the manner in force */
     int on_device;    /* there were waits for I/O in this window, not for callers only */
     int is_short;     /* of the trial: it has no settling, and is over soon */
-    int64_t settle_ns; /* how long its settling lasts */
+    int64_t settle_ns; /* of a trial that has one: how long it lasts */
     int has_caller;   /* somebody has asked, */
     int keeps_core;   /* and when the manner was chosen it was one that shares no core with us */
     struct {
