@@ -6,7 +6,6 @@ Only `aiofs mount` logs. The other commands print.
 from __future__ import annotations
 
 import logging
-import logging.handlers
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -67,8 +66,10 @@ def _handler(log_file: Path | None, *, foreground: bool) -> logging.Handler:
     handler: logging.Handler
     if log_file is not None:
         try:
+            from logging.handlers import WatchedFileHandler
+
             # Watched: it opens the file again after logrotate(8) has moved it away.
-            handler = logging.handlers.WatchedFileHandler(log_file, encoding="utf-8")
+            handler = WatchedFileHandler(log_file, encoding="utf-8")
         except OSError as error:
             raise BadInput(f"cannot write the log file {log_file}: {reason(error)}") from None
         handler.setFormatter(logging.Formatter(_TO_FILE))
@@ -76,7 +77,9 @@ def _handler(log_file: Path | None, *, foreground: bool) -> logging.Handler:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(for_people())
     elif SYSLOG_SOCKET.is_socket():
-        handler = logging.handlers.SysLogHandler(str(SYSLOG_SOCKET), facility="daemon")
+        from logging.handlers import SysLogHandler
+
+        handler = SysLogHandler(str(SYSLOG_SOCKET), facility="daemon")
         handler.setFormatter(logging.Formatter(_TO_SYSLOG))
     else:
         handler = logging.NullHandler()

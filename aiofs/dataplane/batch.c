@@ -275,7 +275,8 @@ static void mark(struct aiofs_plane *plane, struct io **ios, int n)
         count_io(r->image, r->io.op, plane->counters.batches + 1);
         r->io.blocks = wants_thread(r);
     }
-    naps_expect(&plane->naps, plane->now_ns);
+    if (waiting_sleeps(&plane->waiting)) /* a core that looks takes no nap */
+        naps_expect(&plane->naps, plane->now_ns);
     count_batch(plane, n);
 }
 

@@ -217,13 +217,24 @@ static int64_t window_ns(const struct waiting *waiting)
     return waiting->state == WAITING_TRIAL && waiting->is_short ? SHORT_TRIAL_NS : WINDOW_NS;
 }
 
+/* Waits are too long for looks to end them. */
+static int is_idle(const struct waiting *waiting)
+{
+    return waiting->wait_ns >= waiting->limit_ns;
+}
+
+int waiting_sleeps(const struct waiting *waiting)
+{
+    return !waiting->looks || is_idle(waiting);
+}
+
 int waiting_looks(struct waiting *waiting, int64_t now_ns, uint64_t requests, uint32_t pid)
 {
     int64_t ns = now_ns - waiting->start_ns;
     uint64_t count = requests - waiting->start_requests;
     int ends;
 
-    if (waiting->wait_ns >= waiting->limit_ns) {
+    if (is_idle(waiting)) {
         be_quiet(waiting, now_ns);
         return 0;
     }

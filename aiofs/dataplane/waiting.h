@@ -55,6 +55,8 @@ struct waiting {
 void waiting_init(struct waiting *waiting, int64_t limit_ns, const struct waiting_callers *callers, uint64_t *trials);
 /* Before a wait: is it to begin with a look? There have been `requests`, the last of thread `pid`. */
 int waiting_looks(struct waiting *waiting, int64_t now_ns, uint64_t requests, uint32_t pid);
+/* Will the next wait begin asleep, as far as can be told now? */
+int waiting_sleeps(const struct waiting *waiting);
 /* After it: how long it was, and whether I/O was waited for, too. */
 void waiting_note(struct waiting *waiting, int64_t ns, int on_device);
 

@@ -430,6 +430,14 @@ MUTANTS = (
         "if (",
         "tests/plane/test_naps.py::test_batches_far_apart_set_no_timer",
     ),
+    Mutant(
+        "timer-while-looking",
+        "no timer is set by a loop that looks",
+        f"{PLANE}/batch.c",
+        "if (waiting_sleeps(&plane->waiting))",
+        "if (1)",
+        "tests/plane/test_naps.py::test_a_loop_that_looks_sets_no_timer",
+    ),
     # -- lumps --
     Mutant(
         "no-halves",

@@ -190,13 +190,15 @@ class FakeKernel:
 
     # -- requests, as the kernel sends them --
 
-    def send(self, opcode: int, body: bytes = b"", *, node: int = 10, unique: int | None = None) -> int:
-        """Send one message; returns its unique."""
+    def send(
+        self, opcode: int, body: bytes = b"", *, node: int = 10, pid: int = 0, unique: int | None = None
+    ) -> int:
+        """Send one message, of thread `pid`; returns its unique."""
         if unique is None:
             self.unique += 2
             unique = self.unique
         length = HEADER.size + len(body)
-        self.fuse.send(HEADER.pack(length, opcode, unique, node, 0, 0, 0, 0, 0) + body)
+        self.fuse.send(HEADER.pack(length, opcode, unique, node, 0, 0, pid, 0, 0) + body)
         return unique
 
     def send_read(self, offset: int, size: int, **where: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import time
 from dataclasses import dataclass
@@ -50,10 +51,10 @@ def timer(kernel: FakeKernel) -> Timer:
     return Timer(fd)
 
 
-def burst(kernel: FakeKernel) -> None:
+def burst(kernel: FakeKernel, **of: int) -> None:
     """Batches that follow each other."""
     for _ in range(10):
-        kernel.read(0, K)
+        kernel.read(0, K, **of)
 
 
 def test_a_timer_is_due_while_batches_follow_each_other(
@@ -90,6 +91,44 @@ def test_batches_far_apart_set_no_timer(kernel: FakeKernel, timer: Timer, image:
         time.sleep(FAR_APART_S)
         kernel.read(0, K)
         assert timer.due_ns() == 0
+
+
+@pytest.fixture
+def kernel_thread() -> int:
+    """One for which the loop looks (waiting.h)."""
+    kthreadd = 2
+    try:
+        if os.getpgid(kthreadd) == 0:
+            return kthreadd
+    except ProcessLookupError:
+        pass
+    pytest.skip("no thread of the kernel can be seen here, as in a container")
+
+
+def test_a_loop_that_looks_sets_no_timer(image: Path, kernel_thread: int) -> None:
+    """Its core does not sleep, and each time costs it some microseconds."""
+    kernel = FakeKernel(look_us=100_000)
+    try:
+        [fd] = timers()
+        kernel.register(image)
+
+        def counted(name: str) -> int:
+            return kernel.plane.counters()[name]
+
+        def looks_set_none() -> bool:
+            """Of a burst in which it has not slept, what was set before having been due."""
+            wait_until(lambda: Timer(fd).due_ns() == 0)
+            sleeps, looks = counted("sleeps"), counted("looks")
+            burst(kernel, pid=kernel_thread)
+            due = Timer(fd).due_ns()
+            if counted("sleeps") != sleeps or counted("looks") < looks + 10:
+                return False
+            assert not due
+            return True
+
+        wait_until(looks_set_none)
+    finally:
+        kernel.close()
 
 
 def test_it_goes_with_the_plane() -> None:
