@@ -66,7 +66,7 @@ class DataPlane:
         queue_depth: int = 128,
         merge: bool = True,
         max_images: int = 16384,
-        look_us: int = 100,
+        look_us: int = 200,
         replies: str = "adapt",
         progress: tuple[Any, int] | None = None,
         predecessor_init: bytes = b"",

@@ -33,6 +33,10 @@
 /* What began further back than this is not its load of now. */
 #define STRETCH_NS_MAX (1000 * MS)
 
+/* In the moving average a wait counts for so many of the longest looks at most: one long wait, or two, are no idle mount,
+ * and a few short ones after a long one are enough to look again. */
+#define WAIT_LOOKS_MAX 2
+
 /* A kernel thread is in no process group (0), as are few others: the first process of a container and those that
  * never left its group. Then, too, only the first choice is another one. Nobody (-1): it has ended. */
 static int is_kernel_thread(uint32_t pid)
@@ -58,7 +62,7 @@ void waiting_init(struct waiting *waiting, int64_t limit_ns, const struct waitin
 {
     memset(waiting, 0, sizeof *waiting);
     waiting->limit_ns = limit_ns;
-    waiting->wait_ns = 4 * limit_ns;
+    waiting->wait_ns = WAIT_LOOKS_MAX * limit_ns;
     waiting->callers = callers;
     waiting->trials = trials;
 }
@@ -251,8 +255,8 @@ int waiting_looks(struct waiting *waiting, int64_t now_ns, uint64_t requests, ui
 
 void waiting_note(struct waiting *waiting, int64_t ns, int on_device)
 {
+    int64_t longest_ns = WAIT_LOOKS_MAX * waiting->limit_ns;
+
     waiting->on_device |= on_device;
-    if (ns > 4 * waiting->limit_ns) /* so that a few short waits after a long one are enough to look again */
-        ns = 4 * waiting->limit_ns;
-    waiting->wait_ns += (ns - waiting->wait_ns) / 8;
+    waiting->wait_ns += ((ns < longest_ns ? ns : longest_ns) - waiting->wait_ns) / 8;
 }

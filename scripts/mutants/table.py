@@ -423,6 +423,14 @@ MUTANTS = (
         "tests/pure/test_waiting.py::test_a_gain_that_goes_when_the_caller_does_is_none",
     ),
     Mutant(
+        "long-waits-count-for-more",
+        "a long wait or two change nothing",
+        f"{PLANE}/waiting.c",
+        "#define WAIT_LOOKS_MAX 2",
+        "#define WAIT_LOOKS_MAX 4",
+        "tests/pure/test_waiting.py::test_two_long_waits_are_no_idle_mount",
+    ),
+    Mutant(
         "timer-for-each-batch",
         "no timer is set where batches are far apart",
         f"{PLANE}/naps.c",

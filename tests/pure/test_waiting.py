@@ -170,6 +170,17 @@ def test_a_mount_with_time_to_sleep_never_looks(caller: Caller, between: int) ->
     assert lib.aiofs_waiting_trials() == 0
 
 
+def test_two_long_waits_are_no_idle_mount() -> None:
+    """A device that stutters is waited for as before."""
+    lib.aiofs_waiting_reset(LIMIT, 1)
+    caller = Caller(KERNEL_THREAD)
+    pace = LIMIT * 55 // 100
+    caller.calls(1, asleep=pace, looking=pace)
+    caller.calls(0.02, asleep=S // 100, looking=S // 100)
+    caller.calls(1, asleep=pace, looking=pace)
+    assert caller.share == 1
+
+
 def test_no_look_where_it_is_switched_off(caller: Caller) -> None:
     """A limit of 0, as in most tests of the data plane."""
     lib.aiofs_waiting_reset(0, 1)
