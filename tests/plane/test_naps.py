@@ -113,7 +113,7 @@ def test_a_loop_that_looks_sets_no_timer(image: Path, kernel_thread: int) -> Non
         kernel.register(image)
 
         def counted(name: str) -> int:
-            return kernel.plane.counters()[name]
+            return int(kernel.plane.counters()[name])
 
         def looks_set_none() -> bool:
             """Of a burst in which it has not slept, what was set before having been due."""
