@@ -10,11 +10,12 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from mounting import MountedFs, is_mounted, require_mounts, unmount
+from turns import turn
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,12 +24,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without --long those that are marked so are skipped."""
+    """Those that run alone come first: others are short then. Without --long, long ones are skipped."""
+    for item in items:
+        if "namespace" in getattr(item, "fixturenames", ()):  # a new one begins with a copy of every mount
+            item.add_marker(pytest.mark.alone)
+    items.sort(key=_not_alone)
     if config.getoption("--long"):
         return
     for item in items:
         if item.get_closest_marker("long"):
             item.add_marker(pytest.mark.skip(reason="takes long: scripts/test --long runs it"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
+    """Tests that are marked `alone` run while no other does."""
+    with turn(alone=not _not_alone(item)):
+        return (yield)
+
+
+def _not_alone(item: pytest.Item) -> bool:
+    return item.get_closest_marker("alone") is None
 
 
 @pytest.fixture

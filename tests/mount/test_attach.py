@@ -175,6 +175,7 @@ def test_an_image_that_is_locked_is_refused(mounted: Mounting, attach: Attaching
 NO_LOOP_DEVICES = 'mount -t tmpfs tmpfs /dev && mknod /dev/null c 1 3 && exec "$@"'
 
 
+@pytest.mark.alone
 @pytest.mark.usefixtures("attach")
 def test_no_free_device_is_said(mounted: Mounting, disk: Path) -> None:
     """In a container without loop devices."""

@@ -259,6 +259,7 @@ def contexts_used_up(room: int) -> Iterator[None]:
         yield
 
 
+@pytest.mark.alone
 def test_used_up_contexts_are_named(on_disk: Path, mounted: Mounting, tmp_path: Path) -> None:
     """fs.aio-max-nr and fs.aio-nr stand in the reason, with their values."""
     make_image(on_disk)
@@ -269,6 +270,7 @@ def test_used_up_contexts_are_named(on_disk: Path, mounted: Mounting, tmp_path: 
     assert f"fs.aio-max-nr = {limit} is used up" in against(image)["linux"]
 
 
+@pytest.mark.alone
 def test_a_driver_refused_after_its_tests_is_gone_without(
     on_disk: Path, mounted: Mounting, tmp_path: Path
 ) -> None:
@@ -283,6 +285,7 @@ def test_a_driver_refused_after_its_tests_is_gone_without(
     assert len([line for line in fs.log if "failed to start" in line and "warning" in line]) == 1
 
 
+@pytest.mark.alone
 def test_io_uring_switched_off_by_the_administrator_is_named(on_disk: Path, mounted: Mounting) -> None:
     """kernel.io_uring_disabled = 2; tried where it may be set, and set back."""
     switch = Path("/proc/sys/kernel/io_uring_disabled")

@@ -54,6 +54,7 @@ def test_a_device_in_use_is_not_detached(
 MOUNTED_ELSEWHERE = 'mount "$1" "$2" && echo mounted && read -r _; umount "$2"'
 
 
+@pytest.mark.alone
 def test_a_claim_that_cannot_be_seen_keeps_a_device(mounted: Mounting, attach: Attaching, disk: Path) -> None:
     """Mounted in another mount namespace only."""
     fs = mounted(disk.parent)

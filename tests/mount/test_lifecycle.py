@@ -357,6 +357,7 @@ def test_nothing_of_a_server_is_left(mounted: Mounting, images: Path) -> None:
     assert children(fs.server_pid) == []
 
 
+@pytest.mark.alone
 def test_info_lists_the_mounts(mounted: Mounting, images: Path) -> None:
     """Each with its source and the server's pid; as JSON too."""
     fs = mounted(images)

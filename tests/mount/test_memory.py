@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from mounting import MountedFs
+from mounting import MountedFs, of_each_thread
 from working import require_driver
 
 Mounting = Callable[..., MountedFs]
@@ -32,19 +32,14 @@ def status_lines(fs: MountedFs) -> list[str]:
 
 def loop_faults(fs: MountedFs) -> int:
     """How often the data plane's thread has touched memory that was not there (proc(5), minflt)."""
-    tasks = [
-        task
-        for task in Path(f"/proc/{fs.server_pid}/task").iterdir()
-        if "aiofs-loop" in (task / "comm").read_text()
-    ]
-    [loop] = tasks
-    return int((loop / "stat").read_text().rpartition(")")[2].split()[7])
+    [loop] = [stat for stat in of_each_thread(fs.server_pid, "stat") if "(aiofs-loop)" in stat]
+    return int(loop.rpartition(")")[2].split()[7])
 
 
 def flushers(fs: MountedFs) -> set[bool]:
     """Whether the tasks of the server are I/O flushers: of all of them, each answer once."""
-    tasks = Path(f"/proc/{fs.server_pid}/task").glob("*/stat")
-    return {bool(int(task.read_text().rpartition(")")[2].split()[6]) & PF_MEMALLOC_NOIO) for task in tasks}
+    stats = of_each_thread(fs.server_pid, "stat")
+    return {bool(int(stat.rpartition(")")[2].split()[6]) & PF_MEMALLOC_NOIO) for stat in stats}
 
 
 def test_info_tells_what_the_kernel_has_granted(mounted: Mounting, disk: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from loops import Loops
-from mounting import AIOFS, MountedFs, is_mounted, run_aiofs, unmount
+from mounting import AIOFS, MountedFs, is_mounted, of_each_thread, run_aiofs, unmount
 from namespace import USER, Namespace
 from waiting import wait_until
 
@@ -37,7 +37,7 @@ needs_keeper = pytest.mark.skipif(
 
 def statuses(pid: int) -> list[dict[str, str]]:
     """What /proc tells of each thread of a process."""
-    texts = [(task / "status").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    texts = of_each_thread(pid, "status")
     return [{k: v.strip() for k, v in (line.split(":", 1) for line in text.splitlines())} for text in texts]
 
 
@@ -73,7 +73,7 @@ def rings_for_all() -> None:
         (("--no-survive",), WRITING | ALONE),
         (("--no-survive", "--read-only"), READING | ALONE),
     ],
-    ids=" ".join,
+    ids=lambda words: " ".join(sorted(words)),
 )
 def test_every_thread_has_what_its_options_need(
     mounted: Mounting, image_dir: Path, args: tuple[str, ...], expected: set[str], aio: str

@@ -233,7 +233,7 @@ def test_probe_prints_the_table(images: Path, capsys: pytest.CaptureFixture[str]
     """Path, driver, and a line for each test, in 80 columns."""
     assert main(["probe", str(images / "a.img"), str(images)]) == 0
     out = capsys.readouterr().out
-    assert f"{images / 'a.img'} (image file" in out.replace("\n", "")
+    assert f"{images / 'a.img'}(imagefile" in "".join(out.split())  # wherever so long a path is broken
     assert "O_DIRECT" in out
     assert "VERDICT" in out
     assert max(map(len, out.splitlines())) <= 80
