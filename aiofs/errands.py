@@ -24,18 +24,14 @@ def unmount(mount: Mount, lazy: bool) -> Unmounting:
     """Unmount, if this mount is on top of its mountpoint: fusermount3 knows paths only. AiofsError."""
     where = mount.mountpoint
     top = mounttable.mount_at(where)
-    if top is None or (top.mount_id != mount.mount_id and not _is_in_table(mount)):
+    if top is None or not mounttable.holds(mount):
         return Unmounting.NOT_MOUNTED
-    if top.mount_id != mount.mount_id:
+    if not top.is_same_as(mount):
         raise AiofsError(
             f"{top.fstype} is mounted over {where}, ending without unmounting; "
             f"afterwards: umount {where} && {fusermount.clear_hint(where)}"
         )
     return fusermount.unmount(where, lazy=lazy)
-
-
-def _is_in_table(mount: Mount) -> bool:
-    return any(other.mount_id == mount.mount_id for other in mounttable.mounts())
 
 
 def name_holders(mount: Mount) -> list[str]:

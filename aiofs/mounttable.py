@@ -32,6 +32,12 @@ class Mount:
         """It is a mount of aiofs."""
         return self.fstype == FSTYPE
 
+    def is_same_as(self, other: Mount) -> bool:
+        """Both are lines of one mount. The number alone does not tell: the kernel gives that of a mount that
+        has gone to the next one, and that of its device, too (proc_pid_mountinfo(5))."""
+        mine = (self.mount_id, self.device, self.mountpoint)
+        return mine == (other.mount_id, other.device, other.mountpoint)
+
 
 def kept(told: Mapping[str, Any]) -> Mount:
     """A mount as its keeper knows it, from when it was made: what tells it from others, and where it is."""
@@ -50,6 +56,11 @@ def mounts(text: str | None = None) -> list[Mount]:
     """All mounts, in mount order (of two on one mountpoint the later one is on top)."""
     lines = (MOUNTINFO.read_text(errors="surrogateescape") if text is None else text).splitlines()
     return [_parse(line) for line in lines]
+
+
+def holds(mount: Mount) -> bool:
+    """It is still mounted where it was."""
+    return any(mount.is_same_as(other) for other in mounts())
 
 
 def aiofs_mounts() -> list[Mount]:

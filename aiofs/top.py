@@ -80,7 +80,7 @@ def _read(mount: Mount) -> dict[str, Any]:
     try:
         return info.read(mount.mountpoint, timeout_s=ANSWER_S)
     except info.Unreadable as error:
-        if any(other.mount_id == mount.mount_id for other in mounttable.mounts()):
+        if mounttable.holds(mount):
             raise
         raise AiofsError(f"{mount.mountpoint} has been unmounted") from error
 

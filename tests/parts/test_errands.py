@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 from planes import run
 
-from aiofs import errands, holders, mounttable
+from aiofs import errands, holders, mounttable, top
 from aiofs.channel import Channel
 from aiofs.errors import AiofsError
 from aiofs.fusermount import Unmounting
@@ -111,3 +112,30 @@ def test_what_is_not_there_is_not_unmounted() -> None:
     }
     with pytest.raises(LookupError, match="no errand is called 'mount'"):
         errands.carry_out({"what": "mount"}, MOUNT, 0)
+
+
+@pytest.fixture
+def gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mounttable.Mount:
+    """A mount that has gone; the kernel has given its number, and its device's, to the next one."""
+    table = tmp_path / "mountinfo"
+    lines = (
+        f"36 35 0:45 / {tmp_path}/next rw - fuse.aiofs /images rw",
+        f"37 35 0:46 / {tmp_path}/gone rw - ext4 /dev/x rw",
+    )
+    table.write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(mounttable, "MOUNTINFO", table)
+    (tmp_path / "gone").mkdir()
+    return mounttable.kept(
+        {"device": os.makedev(0, 45), "mount_id": 36, "mountpoint": str(tmp_path / "gone")}
+    )
+
+
+def test_the_number_of_a_mount_that_has_gone_is_not_it(gone: mounttable.Mount) -> None:
+    """What is at its place now stays mounted, and nobody says that it is mounted over."""
+    assert errands.carry_out({"what": "unmount", "lazy": False}, gone, 0) == {"how": "NOT_MOUNTED"}
+
+
+def test_who_watches_it_is_told_that_it_has_gone(gone: mounttable.Mount) -> None:
+    """Not that its files cannot be read."""
+    with pytest.raises(AiofsError, match=f"^{gone.mountpoint} has been unmounted$"):
+        top.run(gone, top.Options(interval_s=0.1, count=1, batch=True))
