@@ -237,9 +237,17 @@ static int work(struct aiofs_plane *plane)
     return done;
 }
 
+/* Is there a caller who sleeps until we answer, on a core that has nothing else to do? */
+static int caller_waits(const struct aiofs_plane *plane)
+{
+    return plane->come_alone && plane->in_work <= 1 && !plane->waiting.process.is_busy;
+}
+
 /* Look for work a little longer instead of sleeping (waiting.h has when). Returns 1 when work was found (and done). */
 static int look(struct aiofs_plane *plane, int64_t start)
 {
+    if (caller_waits(plane))
+        vigil_keep(&plane->vigil, start, plane->last_pid);
     do {
         plane->fuse_ready = 1;
         if (work(plane)) {
@@ -279,6 +287,7 @@ int32_t aiofs_run(aiofs_plane *plane)
     pthread_sigmask(SIG_BLOCK, &all, NULL);
     replies_start(&plane->replies);
     stand_in_start(plane);
+    vigil_start(&plane->vigil);
     plane->fuse_ready = plane->forward_ready = plane->control_ready = 1;
     if (plane->init_request_size)
         plane->failed = forward_replay_init(plane);
@@ -290,6 +299,7 @@ int32_t aiofs_run(aiofs_plane *plane)
         if (!done)
             wait_for_work(plane);
     }
+    vigil_stop(&plane->vigil);
     stand_in_stop(plane);
     outbox_flush(&plane->answers);
     if (plane->failed)

@@ -33,6 +33,7 @@
 #include "replies.h"
 #include "request.h"
 #include "stand_in.h"
+#include "vigil.h"
 #include "waiting.h"
 
 #define QUEUES_MAX 16       /* drivers, those with faults included */
@@ -95,6 +96,7 @@ struct aiofs_plane {
     int failed; /* -errno: the loop cannot go on */
     struct waiting waiting;
     struct naps naps;
+    struct vigil vigil;
     struct stand_in stand_in;
     atomic_int stop;
 };

@@ -446,6 +446,38 @@ MUTANTS = (
         "if (1)",
         "tests/plane/test_naps.py::test_a_loop_that_looks_sets_no_timer",
     ),
+    Mutant(
+        "no-vigil",
+        "a caller's core is kept awake while the loop looks",
+        f"{PLANE}/dataplane.c",
+        "    if (caller_waits(plane))\n",
+        "    if (0 && caller_waits(plane))\n",
+        "tests/plane/test_vigil.py::test_it_is_on_the_core_of_the_caller",
+    ),
+    Mutant(
+        "vigil-in-the-way",
+        "who keeps a core awake gives way to everybody",
+        f"{PLANE}/vigil.c",
+        "SCHED_IDLE, &none",
+        "SCHED_OTHER, &none",
+        "tests/plane/test_vigil.py::test_it_gives_way_to_everybody",
+    ),
+    Mutant(
+        "vigil-beside-the-loop",
+        "a core that the loop is on is left to it",
+        f"{PLANE}/vigil.c",
+        "core != atomic_load(&vigil->loop_core) && move_to(core)",
+        "move_to(core)",
+        "tests/plane/test_vigil.py::test_it_stays_away_from_the_core_of_the_loop",
+    ),
+    Mutant(
+        "vigil-for-ever",
+        "nobody's core is kept awake when the loop does not look",
+        f"{PLANE}/vigil.c",
+        "#define LAST_NS (1000 * US)",
+        "#define LAST_NS (100000000 * US)",
+        "tests/plane/test_vigil.py::test_it_sleeps_when_nobody_looks",
+    ),
     # -- lumps --
     Mutant(
         "no-halves",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,18 @@ def image(tmp_path: Path) -> Path:
     path = tmp_path / "disk.img"
     path.write_bytes(random.Random(2008).randbytes(1 << 20))
     return path
+
+
+@pytest.fixture
+def kernel_thread() -> int:
+    """One for which the loop looks (waiting.h)."""
+    kthreadd = 2
+    try:
+        if os.getpgid(kthreadd) == 0:
+            return kthreadd
+    except ProcessLookupError:
+        pass
+    pytest.skip("no thread of the kernel can be seen here, as in a container")
 
 
 @pytest.fixture(params=WAYS)

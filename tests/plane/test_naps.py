@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import time
 from dataclasses import dataclass
@@ -91,18 +90,6 @@ def test_batches_far_apart_set_no_timer(kernel: FakeKernel, timer: Timer, image:
         time.sleep(FAR_APART_S)
         kernel.read(0, K)
         assert timer.due_ns() == 0
-
-
-@pytest.fixture
-def kernel_thread() -> int:
-    """One for which the loop looks (waiting.h)."""
-    kthreadd = 2
-    try:
-        if os.getpgid(kthreadd) == 0:
-            return kthreadd
-    except ProcessLookupError:
-        pass
-    pytest.skip("no thread of the kernel can be seen here, as in a container")
 
 
 def test_a_loop_that_looks_sets_no_timer(image: Path, kernel_thread: int) -> None:

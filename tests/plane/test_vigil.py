@@ -1,0 +1,141 @@
+"""The thread that keeps the caller's core awake: there while the loop looks, in nobody's way, and gone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fakekernel import FakeKernel
+from lone import system_call
+from waiting import wait_until
+
+K = 4096
+CORES = sorted(os.sched_getaffinity(0))
+pytestmark = pytest.mark.skipif(len(CORES) < 2, reason="there is one core, on which the loop is, too")
+
+
+def thread(name: str) -> int:
+    """The one of this process that is called so; it may have to say its name first."""
+    found: list[int] = []
+
+    def is_there() -> bool:
+        found[:] = [int(task.name) for task in Path("/proc/self/task").iterdir() if names(task) == name]
+        return len(found) == 1
+
+    wait_until(is_there)
+    return found[0]
+
+
+def names(task: Path) -> str:
+    """What a thread is called; nothing when it has ended meanwhile."""
+    try:
+        return (task / "comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def core_of(thread_id: int) -> int:
+    """Where it runs, or ran last (proc_pid_stat(5), field 39)."""
+    return int(Path(f"/proc/{thread_id}/stat").read_text().rpartition(")")[2].split()[36])
+
+
+def slept(thread_id: int) -> int:
+    """How often it has gone to sleep."""
+    lines = Path(f"/proc/{thread_id}/status").read_text().splitlines()
+    [line] = [line for line in lines if line.startswith("voluntary_ctxt_switches:")]
+    return int(line.split()[1])
+
+
+def is_asleep(thread_id: int) -> bool:
+    """Now."""
+    return Path(f"/proc/{thread_id}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
+class Looking:
+    """A plane whose loop looks for work, for a caller that is on a core of its own."""
+
+    def __init__(self, image: Path, caller: int) -> None:
+        self.kernel = FakeKernel(look_us=100_000)
+        self.kernel.register(image)
+        self.caller = caller
+        self.vigil = thread("aiofs-vigil")
+
+    def put_loop(self, *, beside_caller: bool) -> int:
+        """Have the loop on the caller's core, or on another one; the core."""
+        there = core_of(self.caller)
+        others = [core for core in CORES if core != there]
+        if there not in CORES:
+            pytest.skip(f"the caller is on core {there}, where this process may not be")
+        core = there if beside_caller else others[0]
+        os.sched_setaffinity(thread("aiofs-loop"), {core})
+        return core
+
+    def burst(self) -> None:
+        """One request after the other."""
+        for _ in range(20):
+            self.kernel.read(0, K, pid=self.caller)
+
+
+@pytest.fixture
+def looking(image: Path, kernel_thread: int) -> Iterator[Looking]:
+    """The caller is a kernel thread that sleeps, and so stays where it is."""
+    made = Looking(image, kernel_thread)
+    yield made
+    made.kernel.close()
+
+
+def test_it_is_on_the_core_of_the_caller(looking: Looking) -> None:
+    """While the loop looks on another one."""
+
+    def is_there() -> bool:
+        looking.put_loop(beside_caller=False)
+        looking.burst()
+        return os.sched_getaffinity(looking.vigil) == {core_of(looking.caller)}
+
+    wait_until(is_there)
+
+
+def test_it_gives_way_to_everybody(looking: Looking) -> None:
+    """As SCHED_IDLE, before it has ever run anywhere."""
+    wait_until(lambda: os.sched_getscheduler(looking.vigil) == os.SCHED_IDLE)
+
+
+def test_it_stays_away_from_the_core_of_the_loop(looking: Looking) -> None:
+    """Where the caller is, too: it asks now and then, and goes nowhere."""
+    anywhere = os.sched_getaffinity(looking.vigil)
+    before = slept(looking.vigil)
+
+    def has_asked() -> bool:
+        looking.put_loop(beside_caller=True)
+        looking.burst()
+        return slept(looking.vigil) > before + 3
+
+    wait_until(has_asked)
+    assert os.sched_getaffinity(looking.vigil) == anywhere
+
+
+def test_it_sleeps_when_nobody_looks(looking: Looking) -> None:
+    """Soon after the last request, and until the next one."""
+    wait_until(lambda: is_asleep(looking.vigil))
+    before, waits_in = slept(looking.vigil), system_call("aiofs-vigil")
+
+    def has_begun() -> bool:
+        looking.put_loop(beside_caller=False)
+        looking.burst()
+        return slept(looking.vigil) > before
+
+    wait_until(has_begun)
+    wait_until(lambda: system_call("aiofs-vigil") == waits_in)
+
+
+def test_a_loop_that_sleeps_needs_none(kernel: FakeKernel, image: Path) -> None:
+    """Its caller's core halts, as everybody's does."""
+    kernel.register(image)
+    vigil = thread("aiofs-vigil")
+    wait_until(lambda: is_asleep(vigil))
+    before = slept(vigil)
+    for _ in range(200):
+        kernel.read(0, K, pid=os.getpid())
+    assert slept(vigil) == before
