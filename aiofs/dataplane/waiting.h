@@ -1,7 +1,7 @@
 /* waiting.h -- how the loop waits when it has nothing to do: asleep, or looking for work a little longer.
  *
- * To sleep and be woken costs 5-50 us, at low depth much of a request's round trip. To look costs a core, and drives the
- * caller off it: a process whose server sleeps is brought to the server's core by the kernel's load balancer
+ * To sleep and be woken costs 5-50 us, at low depth much of a request's round trip. To look costs a core (two, where vigil.h
+ * has work), and drives the caller off it: a process whose server sleeps is brought to the server's core by the kernel's load balancer
  * within 0.1-0.2 s, and from then on needs no interrupt between cores. Some callers share no core: a loop device's
  * requests come from kernel workers, wherever those run, and a process may keep one busy while it waits for us (an
  * emulated guest, whoever polls). There looking wins. So the first choice goes by who asks. Other machines, and
