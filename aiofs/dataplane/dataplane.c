@@ -237,10 +237,11 @@ static int work(struct aiofs_plane *plane)
     return done;
 }
 
-/* Is there a caller who sleeps until we answer, on a core that has nothing else to do? */
+/* Is there a process that sleeps until we answer, on a core that has nothing else to do? A kernel thread has work for others
+ * there, which the kernel spreads over cores that are idle, and one that is kept awake is not (README.md). */
 static int caller_waits(const struct aiofs_plane *plane)
 {
-    return plane->come_alone && plane->in_work <= 1 && !plane->waiting.process.is_busy;
+    return plane->come_alone && plane->in_work <= 1 && !plane->waiting.keeps_core;
 }
 
 /* Look for work a little longer instead of sleeping (waiting.h has when). Returns 1 when work was found (and done). */

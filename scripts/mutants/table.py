@@ -455,6 +455,14 @@ MUTANTS = (
         "tests/plane/test_vigil.py::test_it_is_on_the_core_of_the_caller",
     ),
     Mutant(
+        "vigil-for-kernel-threads",
+        "a kernel thread's core is left as it is",
+        f"{PLANE}/dataplane.c",
+        " && !plane->waiting.keeps_core;",
+        ";",
+        "tests/plane/test_vigil.py::test_a_kernel_thread_has_none",
+    ),
+    Mutant(
         "vigil-in-the-way",
         "who keeps a core awake gives way to everybody",
         f"{PLANE}/vigil.c",

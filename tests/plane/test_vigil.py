@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,10 +55,10 @@ def is_asleep(thread_id: int) -> bool:
 
 
 class Looking:
-    """A plane whose loop looks for work, for a caller that is on a core of its own."""
+    """A plane whose loop looks for work, if only in a trial, for a caller that is on a core of its own."""
 
     def __init__(self, image: Path, caller: int) -> None:
-        self.kernel = FakeKernel(look_us=100_000)
+        self.kernel = FakeKernel(look_us=1_000_000)
         self.kernel.register(image)
         self.caller = caller
         self.vigil = thread("aiofs-vigil")
@@ -79,11 +80,15 @@ class Looking:
 
 
 @pytest.fixture
-def looking(image: Path, kernel_thread: int) -> Iterator[Looking]:
-    """The caller is a kernel thread that sleeps, and so stays where it is."""
-    made = Looking(image, kernel_thread)
-    yield made
-    made.kernel.close()
+def looking(image: Path) -> Iterator[Looking]:
+    """The caller is another process, which sleeps and so stays where it is."""
+    with subprocess.Popen(["sleep", "infinity"]) as caller:
+        try:
+            made = Looking(image, caller.pid)
+            yield made
+            made.kernel.close()
+        finally:
+            caller.kill()
 
 
 def test_it_is_on_the_core_of_the_caller(looking: Looking) -> None:
@@ -128,6 +133,23 @@ def test_it_sleeps_when_nobody_looks(looking: Looking) -> None:
 
     wait_until(has_begun)
     wait_until(lambda: system_call("aiofs-vigil") == waits_in)
+
+
+def test_a_kernel_thread_has_none(image: Path, kernel_thread: int) -> None:
+    """Its core is wanted by others of its kind, who take one that is idle."""
+    looking = Looking(image, kernel_thread)
+    try:
+        wait_until(lambda: is_asleep(looking.vigil))
+        before = slept(looking.vigil)
+
+        def has_looked() -> bool:
+            looking.burst()
+            return int(looking.kernel.plane.counters()["looks"]) > 100
+
+        wait_until(has_looked)
+        assert slept(looking.vigil) == before
+    finally:
+        looking.kernel.close()
 
 
 def test_a_loop_that_sleeps_needs_none(kernel: FakeKernel, image: Path) -> None:
