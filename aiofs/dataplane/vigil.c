@@ -52,7 +52,7 @@ static int move_to(int core)
     if (core < 0 || core >= CPU_SETSIZE)
         return 0;
     CPU_ZERO(&cores);
-    CPU_SET(core, &cores);
+    CPU_SET((size_t)core, &cores);
     return sched_setaffinity(0, sizeof cores, &cores) == 0;
 }
 
