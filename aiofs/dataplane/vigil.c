@@ -1,5 +1,4 @@
 /* vigil.c -- see vigil.h. */
-#define _GNU_SOURCE /* cores, SCHED_IDLE */
 #include "vigil.h"
 
 #include <fcntl.h>
