@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .table import MUTANTS, Mutant
+from .mutant import Mutant
+from .table import MUTANTS
 from .tree import ROOT, CannotBuild, Tree, Verdict, mutate
 
 PARALLEL = 2

@@ -6,30 +6,14 @@ assertion, not by a crash. Choose what a tired programmer might write, and the s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from .mutant import PLANE, Mutant
+from .waits import WAITS
 
-PLANE = "aiofs/dataplane"
 RULES = "tests/plane/test_data_rules.py"
 HOLES = "tests/plane/test_holes.py"
 UNALIGNED = "tests/plane/test_unaligned.py"
 FORWARDING = "tests/plane/test_forwarding.py"
-HALVES = "tests/plane/test_halves.py"
 CONTRACT = "tests/parts/test_driver_contract.py"
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """One version of aiofs that breaks one rule."""
-
-    name: str
-    rule: str
-    """What holds in aiofs, and does not in this version."""
-    file: str
-    """Relative to the project's root, as the test's is."""
-    old: str
-    new: str
-    test: str
-    """A pytest node id, parameters included."""
 
 
 MUTANTS = (
@@ -373,152 +357,7 @@ MUTANTS = (
         "if (size > 0) {",
         "tests/plane/test_replies.py::test_each_answer_goes_to_its_own_request[together]",
     ),
-    # -- sleeping --
-    Mutant(
-        "deaf-while-one-request-is-in-work",
-        "whoever comes while the loop sleeps on a request that came alone is served",
-        f"{PLANE}/dataplane.c",
-        "fds[WAIT_FDS] = {plane->config.fuse_fd,",
-        "fds[WAIT_FDS] = {plane->wake_fd,",
-        "tests/plane/test_alone.py::test_requests_of_other_images_do_not_wait_for_it[ring]",
-    ),
-    Mutant(
-        "stand-in-does-not-ring",
-        "what the stand-in leaves undone is done by the loop",
-        f"{PLANE}/stand_in.c",
-        "        atomic_store(&self->state, FREE);\n        ring(plane);\n",
-        "        atomic_store(&self->state, FREE);\n",
-        "tests/plane/test_stand_in.py::test_it_lets_the_loop_have_what_is_not_for_it",
-    ),
-    Mutant(
-        "polls-stay",
-        "descriptors are not polled by a ring that nobody sleeps in",
-        f"{PLANE}/drivers/io_uring.c",
-        "++aio->unused % UNUSED_MAX == 0",
-        "++aio->unused < 0",
-        "tests/parts/test_submit_and_wait.py::test_the_polls_are_removed_when_they_are_of_no_use[io_uring]",
-    ),
-    Mutant(
-        "trial-not-reviewed",
-        "a trial that made the manner before it slower does not end in it",
-        f"{PLANE}/waiting.c",
-        "is_gain(waiting, pace_ns, waiting->pace_ns)",
-        "0",
-        "tests/pure/test_waiting.py::test_a_trial_that_changed_what_it_returns_to_is_reviewed[process-1]",
-    ),
-    Mutant(
-        "open-trial-not-longer",
-        "a gain that a short trial leaves open is tried for longer",
-        f"{PLANE}/waiting.c",
-        "if (is_undecided(waiting, pace_ns)) {",
-        "if (0) {",
-        "tests/pure/test_waiting.py::test_a_gain_that_a_short_trial_leaves_open_is_tried_longer",
-    ),
-    Mutant(
-        "open-trial-not-settled",
-        "a trial that goes on waits until the caller has gone",
-        f"{PLANE}/waiting.c",
-        "waiting->settle_ns = SETTLE_LONGER_NS;",
-        "waiting->settle_ns = 0;",
-        "tests/pure/test_waiting.py::test_a_gain_that_goes_when_the_caller_does_is_none",
-    ),
-    Mutant(
-        "long-waits-count-for-more",
-        "a long wait or two change nothing",
-        f"{PLANE}/waiting.c",
-        "#define WAIT_LOOKS_MAX 2",
-        "#define WAIT_LOOKS_MAX 4",
-        "tests/pure/test_waiting.py::test_two_long_waits_are_no_idle_mount",
-    ),
-    Mutant(
-        "timer-for-each-batch",
-        "no timer is set where batches are far apart",
-        f"{PLANE}/naps.c",
-        "if (!is_close || ",
-        "if (",
-        "tests/plane/test_naps.py::test_batches_far_apart_set_no_timer",
-    ),
-    Mutant(
-        "timer-while-looking",
-        "no timer is set by a loop that looks",
-        f"{PLANE}/batch.c",
-        "if (waiting_sleeps(&plane->waiting))",
-        "if (1)",
-        "tests/plane/test_naps.py::test_a_loop_that_looks_sets_no_timer",
-    ),
-    Mutant(
-        "no-vigil",
-        "a caller's core is kept awake while the loop looks",
-        f"{PLANE}/dataplane.c",
-        "    if (caller_waits(plane))\n",
-        "    if (0 && caller_waits(plane))\n",
-        "tests/plane/test_vigil.py::test_it_is_on_the_core_of_the_caller",
-    ),
-    Mutant(
-        "vigil-for-kernel-threads",
-        "a kernel thread's core is left as it is",
-        f"{PLANE}/dataplane.c",
-        " && !plane->waiting.keeps_core;",
-        ";",
-        "tests/plane/test_vigil.py::test_a_kernel_thread_has_none",
-    ),
-    Mutant(
-        "vigil-in-the-way",
-        "who keeps a core awake gives way to everybody",
-        f"{PLANE}/vigil.c",
-        "SCHED_IDLE, &none",
-        "SCHED_OTHER, &none",
-        "tests/plane/test_vigil.py::test_it_gives_way_to_everybody",
-    ),
-    Mutant(
-        "vigil-beside-the-loop",
-        "a core that the loop is on is left to it",
-        f"{PLANE}/vigil.c",
-        "core != atomic_load(&vigil->loop_core) && move_to(core)",
-        "move_to(core)",
-        "tests/plane/test_vigil.py::test_it_stays_away_from_the_core_of_the_loop",
-    ),
-    Mutant(
-        "vigil-for-ever",
-        "nobody's core is kept awake when the loop does not look",
-        f"{PLANE}/vigil.c",
-        "#define LAST_NS (1000 * US)",
-        "#define LAST_NS (100000000 * US)",
-        "tests/plane/test_vigil.py::test_it_sleeps_when_nobody_looks",
-    ),
-    # -- lumps --
-    Mutant(
-        "no-halves",
-        "a device that reports in lumps gets half of the work at a time",
-        f"{PLANE}/lumps.c",
-        "unsigned half = (in_work + 1) / 2;",
-        "unsigned half = in_work;",
-        f"{HALVES}::test_half_is_held_back_until_the_other_half_is_done",
-    ),
-    Mutant(
-        "few-writes-are-a-lump",
-        "a few WRITEs that are done together hold nothing back",
-        f"{PLANE}/lumps.c",
-        "#define LUMP_MIN_WRITES 16u",
-        "#define LUMP_MIN_WRITES 8u",
-        f"{HALVES}::test_lumps_of_many_writes_are_halved[12-12]",
-    ),
-    Mutant(
-        "one-limit-for-all",
-        "an image whose device reports in lumps holds back no other's requests",
-        f"{PLANE}/batch.c",
-        "if (lumps_room(&image->lumps, image->active) == 0) {",
-        "if (plane->ready || lumps_room(&image->lumps, image->active) == 0) {",
-        f"{HALVES}::test_other_images_do_not_wait_for_a_lump",
-    ),
-    Mutant(
-        "lumps-of-merged-requests",
-        "a merged io is one io in flight",
-        f"{PLANE}/batch.c",
-        "    first->image->lumps.in_flight -= (unsigned)count - 1;\n",
-        "",
-        f"{HALVES}::test_merged_requests_count_as_one",
-    ),
+    *WAITS,
     # -- two drivers --
     Mutant(
         "wide-writes",

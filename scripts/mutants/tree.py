@@ -19,7 +19,7 @@ from pathlib import Path
 
 from aiofs.dataplane.build import CFLAGS, LIBRARIES, added_flags, write_glue
 
-from .table import Mutant
+from .mutant import Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
 NOT_COPIED = shutil.ignore_patterns(
