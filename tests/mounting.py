@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -71,15 +70,6 @@ def is_mounted(path: Path) -> bool:
 def children(pid: int) -> list[int]:
     """The processes that a process has started."""
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def of_each_thread(pid: int, name: str) -> list[str]:
-    """One file of /proc of each thread of a process, but for those that end meanwhile."""
-    texts = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            texts.append((task / name).read_text())
-    return texts
 
 
 def server_of(pid: int) -> int:

@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from mounting import MountedFs, of_each_thread
+from mounting import MountedFs
+from tasks import of_each_thread
 from working import require_driver
 
 Mounting = Callable[..., MountedFs]
@@ -32,13 +33,13 @@ def status_lines(fs: MountedFs) -> list[str]:
 
 def loop_faults(fs: MountedFs) -> int:
     """How often the data plane's thread has touched memory that was not there (proc(5), minflt)."""
-    [loop] = [stat for stat in of_each_thread(fs.server_pid, "stat") if "(aiofs-loop)" in stat]
+    [loop] = [stat for stat in of_each_thread(fs.server_pid, "stat").values() if "(aiofs-loop)" in stat]
     return int(loop.rpartition(")")[2].split()[7])
 
 
 def flushers(fs: MountedFs) -> set[bool]:
     """Whether the tasks of the server are I/O flushers: of all of them, each answer once."""
-    stats = of_each_thread(fs.server_pid, "stat")
+    stats = of_each_thread(fs.server_pid, "stat").values()
     return {bool(int(stat.rpartition(")")[2].split()[6]) & PF_MEMALLOC_NOIO) for stat in stats}
 
 

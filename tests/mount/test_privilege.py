@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 from loops import Loops
-from mounting import AIOFS, MountedFs, is_mounted, of_each_thread, run_aiofs, unmount
+from mounting import AIOFS, MountedFs, is_mounted, run_aiofs, unmount
 from namespace import USER, Namespace
+from tasks import of_each_thread
 from waiting import wait_until
 
 from aiofs import keeper, privilege, survival
@@ -37,7 +38,7 @@ needs_keeper = pytest.mark.skipif(
 
 def statuses(pid: int) -> list[dict[str, str]]:
     """What /proc tells of each thread of a process."""
-    texts = of_each_thread(pid, "status")
+    texts = of_each_thread(pid, "status").values()
     return [{k: v.strip() for k, v in (line.split(":", 1) for line in text.splitlines())} for text in texts]
 
 

@@ -5,7 +5,6 @@ Each io reads into a page whose first touch blocks, so a test decides how long i
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import signal
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 from driving import Drivers, Instance
 from stalling import StallingMemory
+from tasks import tasks_named
 
 WORKERS = 64
 """WORKERS_MAX of threads.c."""
@@ -60,12 +60,7 @@ def stalling(aio: Instance) -> Iterator[Callable[[int], StallingMemory]]:
 
 def workers() -> list[Path]:
     """The directories in /proc of the threads that do io."""
-    found = []
-    for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
-            if (task / "comm").read_text().strip() == "aiofs-io":
-                found.append(task)
-    return found
+    return tasks_named("aiofs-io")
 
 
 def wait_for_no_workers() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from fakekernel import PATIENCE_S, FakeKernel
 from stalling import StallingMemory
+from tasks import tasks_named
 
 K = 4096
 SLOW = 20
@@ -32,10 +33,9 @@ IO_URING_ENTER, EPOLL_WAIT, PWRITEV = (
 
 def system_call(thread: str) -> str:
     """The number of the call that a thread of this process sleeps in; "running" when it does not sleep."""
-    for task in Path("/proc/self/task").iterdir():
+    for task in tasks_named(thread):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if (task / "comm").read_text().strip() == thread:
-                return (task / "syscall").read_text().split()[0]
+            return (task / "syscall").read_text().split()[0]
     return "none"
 
 

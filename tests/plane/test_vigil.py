@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from fakekernel import FakeKernel
 from lone import system_call
+from tasks import tasks_named
 from waiting import wait_until
 
 K = 4096
@@ -22,19 +23,11 @@ def thread(name: str) -> int:
     found: list[int] = []
 
     def is_there() -> bool:
-        found[:] = [int(task.name) for task in Path("/proc/self/task").iterdir() if names(task) == name]
+        found[:] = [int(task.name) for task in tasks_named(name)]
         return len(found) == 1
 
     wait_until(is_there)
     return found[0]
-
-
-def names(task: Path) -> str:
-    """What a thread is called; nothing when it has ended meanwhile."""
-    try:
-        return (task / "comm").read_text().strip()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
 
 
 def core_of(thread_id: int) -> int:
@@ -63,15 +56,11 @@ class Looking:
         self.caller = caller
         self.vigil = thread("aiofs-vigil")
 
-    def put_loop(self, *, beside_caller: bool) -> int:
-        """Have the loop on the caller's core, or on another one; the core."""
+    def put_loop(self, *, beside_caller: bool) -> None:
+        """Have the loop on the caller's core, or on another one."""
         there = core_of(self.caller)
-        others = [core for core in CORES if core != there]
-        if there not in CORES:
-            pytest.skip(f"the caller is on core {there}, where this process may not be")
-        core = there if beside_caller else others[0]
+        core = there if beside_caller else next(core for core in CORES if core != there)
         os.sched_setaffinity(thread("aiofs-loop"), {core})
-        return core
 
     def burst(self) -> None:
         """One request after the other."""
