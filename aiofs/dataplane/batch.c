@@ -266,9 +266,18 @@ static int wants_thread(const struct request *r)
            (r->io.op == IO_WRITE && r->image->flags & AIOFS_IMAGE_WRITES_BY_THREADS);
 }
 
+/* Is the I/O of an image done without threads of ours? */
+static int is_by_kernel(const struct image *image)
+{
+    const struct driver *driver = queue_driver(image->queue);
+
+    return driver != &driver_threads && driver != &driver_posix && !(image->flags & AIOFS_IMAGE_WRITES_BY_THREADS);
+}
+
 /* Of a batch that is about to go out. */
 static void mark(struct aiofs_plane *plane, struct io **ios, int n)
 {
+    plane->by_kernel = is_by_kernel(request_of(ios[0])->image);
     for (int i = 0; i < n; i++) {
         struct request *r = request_of(ios[i]);
 

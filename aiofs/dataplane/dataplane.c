@@ -208,7 +208,7 @@ static int submit_alone(struct aiofs_plane *plane)
     plane->counters.sleeps++;
     if (mask & ~1)
         take_events(plane, 0);
-    waiting_note(&plane->waiting, clock_ns() - start, 1);
+    waiting_note(&plane->waiting, clock_ns() - start, 1, plane->by_kernel);
     plane->cut_short = 0;
     plane->come_alone = !(mask & 1);
     return 1;
@@ -267,12 +267,13 @@ static void wait_for_work(struct aiofs_plane *plane)
     int64_t start = clock_ns();
     int looks = plane_looks(plane);
     int on_device = plane->in_work != 0;
+    int is_lone = plane->come_alone && plane->in_work == 1 && plane->by_kernel;
 
     if (!looks || !look(plane, start)) {
         take_events(plane, 1);
         plane->counters.sleeps++;
     }
-    waiting_note(&plane->waiting, clock_ns() - start, on_device);
+    waiting_note(&plane->waiting, clock_ns() - start, on_device, is_lone);
 }
 
 /* Of the stack, far more than the loop ever uses. */

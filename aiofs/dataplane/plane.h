@@ -97,6 +97,7 @@ struct aiofs_plane {
     struct waiting waiting;
     struct naps naps;
     struct vigil vigil;
+    int by_kernel; /* what was submitted last is done by no thread of ours */
     struct stand_in stand_in;
     atomic_int stop;
 };

@@ -61,7 +61,7 @@ static int wait_for_events(struct aiofs_plane *plane)
     }
     plane_note_events(plane, set);
     plane->counters.sleeps++;
-    waiting_note(&plane->waiting, clock_ns() - start, 0);
+    waiting_note(&plane->waiting, clock_ns() - start, 0, 0);
     return 1;
 }
 
@@ -98,7 +98,7 @@ static struct io *carry_out(struct aiofs_plane *plane, struct io *io)
         atomic_store(&plane->stand_in.returned, io);
         return NULL;
     }
-    waiting_note(&plane->waiting, clock_ns() - start, 1);
+    waiting_note(&plane->waiting, clock_ns() - start, 1, 0);
     plane->counters.stood_in++;
     serve_finished(plane, io);
     serve_answer(plane);

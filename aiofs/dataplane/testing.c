@@ -58,7 +58,7 @@ static struct {
     struct waiting waiting;
     int64_t now_ns, processor_ns;
     uint64_t requests, looks, trials;
-    int32_t on_device;
+    int32_t on_device, is_lone;
 } waits;
 
 #define PROCESS 1
@@ -74,12 +74,13 @@ static int64_t processor_ns(uint32_t pid)
     return pid == PROCESS ? waits.processor_ns : 0;
 }
 
-void aiofs_waiting_reset(int64_t limit_ns, int32_t on_device)
+void aiofs_waiting_reset(int64_t limit_ns, int32_t on_device, int32_t is_lone)
 {
     static const struct waiting_callers callers = {is_kernel_thread, processor_ns};
 
     memset(&waits, 0, sizeof waits);
     waits.on_device = on_device;
+    waits.is_lone = is_lone;
     waiting_init(&waits.waiting, limit_ns, &callers, &waits.trials);
 }
 
@@ -95,7 +96,7 @@ uint64_t aiofs_waiting_run(int64_t until_ns, int64_t sleep_ns, int64_t look_ns, 
         waits.looks += (uint64_t)manner;
         waits.now_ns += ns;
         waits.processor_ns += processor_percent > 0 ? ns * processor_percent / 100 : 0;
-        waiting_note(&waits.waiting, ns, waits.on_device);
+        waiting_note(&waits.waiting, ns, waits.on_device, waits.is_lone);
     }
     *looks = waits.looks;
     return waits.requests;

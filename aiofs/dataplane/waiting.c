@@ -22,7 +22,8 @@
 #define GAIN_PARTS_SHORT 4
 #define SETTLE_LONGER_NS (50 * MS)
 /* Until the first trial, and then four times as long each time that a trial finds nothing better. Where the first is one
- * of looking, it comes after the first window. */
+ * of looking, it comes after the first window. What counts is work: who works a moment at a time, and rests between, would else
+ * meet a trial, which is mostly of what is slower, in each of them. */
 #define HOLD_NS (4000 * MS)
 #define HOLD_NS_MAX (64000 * MS)
 
@@ -32,6 +33,12 @@
 #define BUSY_STILL_PERCENT 70
 /* What began further back than this is not its load of now. */
 #define STRETCH_NS_MAX (1000 * MS)
+
+/* Requests come one by one when so much of the waits for I/O were for a lone one, and no longer when less than the lesser. */
+#define LONE_ALL 1024
+#define LONE_SHARE (LONE_ALL * 7 / 8)
+#define LONE_SHARE_STILL (LONE_ALL / 2)
+#define LONE_WAITS 32
 
 /* In the moving average a wait counts for so many of the longest looks at most: one long wait, or two, are no idle mount,
  * and a few short ones after a long one are enough to look again. */
@@ -87,11 +94,11 @@ static int is_busy(struct waiting *waiting, int64_t now_ns, uint32_t pid)
     return waiting->process.is_busy;
 }
 
-static void hold(struct waiting *waiting, int64_t now_ns, int64_t hold_ns)
+static void hold(struct waiting *waiting, int64_t hold_ns)
 {
     waiting->state = WAITING_HOLDING;
     waiting->hold_ns = hold_ns < HOLD_NS_MAX ? hold_ns : HOLD_NS_MAX;
-    waiting->trial_at_ns = now_ns + waiting->hold_ns;
+    waiting->held_ns = 0;
 }
 
 static int64_t first_hold(const struct waiting *waiting)
@@ -108,12 +115,14 @@ static int is_trying(const struct waiting *waiting)
 static int take_caller(struct waiting *waiting, int64_t now_ns, uint32_t pid)
 {
     int keeps_core = waiting->callers->is_kernel_thread(pid) || is_busy(waiting, now_ns, pid);
+    int looks_first = keeps_core || waiting->is_lone;
 
-    if (waiting->has_caller && keeps_core == waiting->keeps_core)
+    if (waiting->has_caller && keeps_core == waiting->keeps_core && looks_first == waiting->looks_first)
         return 0;
     waiting->has_caller = 1;
-    waiting->keeps_core = waiting->looks = keeps_core;
-    hold(waiting, now_ns, first_hold(waiting));
+    waiting->keeps_core = keeps_core;
+    waiting->looks = waiting->looks_first = looks_first;
+    hold(waiting, first_hold(waiting));
     return 1;
 }
 
@@ -128,9 +137,12 @@ static int is_faster(int64_t other_ns, int64_t tried_ns, int parts)
     return other_ns - tried_ns > other_ns / parts;
 }
 
-/* By so much that it is to stay? */
-static int is_gain(const struct waiting *waiting, int64_t other_ns, int64_t tried_ns)
+/* By so much that it is to stay? For a process whose requests come alone we look first, for its first moments; after them, looking has
+ * to be worth the cores that it takes. */
+static int is_gain(const struct waiting *waiting, int tried_looks, int64_t other_ns, int64_t tried_ns)
 {
+    if (!tried_looks && waiting->is_lone && !waiting->keeps_core)
+        return !is_faster(tried_ns, other_ns, GAIN_PARTS);
     return is_faster(other_ns, tried_ns, waiting->is_short ? GAIN_PARTS_SHORT : GAIN_PARTS);
 }
 
@@ -145,7 +157,7 @@ static void begin_trial(struct waiting *waiting)
 /* A short trial has found a gain that it cannot promise. */
 static int is_undecided(const struct waiting *waiting, int64_t pace_ns)
 {
-    return waiting->is_short && !is_gain(waiting, waiting->pace_ns, pace_ns) &&
+    return waiting->is_short && !is_gain(waiting, waiting->looks, waiting->pace_ns, pace_ns) &&
            is_faster(waiting->pace_ns, pace_ns, GAIN_PARTS);
 }
 
@@ -156,15 +168,16 @@ static void try_longer(struct waiting *waiting)
     waiting->state = WAITING_SETTLING;
 }
 
-/* A window ends with this pace. */
-static void end_window(struct waiting *waiting, int64_t now_ns, int64_t pace_ns)
+/* A window ends, which was so long, with this pace. */
+static void end_window(struct waiting *waiting, int64_t ns, int64_t pace_ns)
 {
     switch (waiting->state) {
     case WAITING_QUIET:
         waiting->state = WAITING_HOLDING;
         break;
     case WAITING_HOLDING:
-        if (now_ns < waiting->trial_at_ns)
+        waiting->held_ns += ns;
+        if (waiting->held_ns <= waiting->hold_ns)
             break;
         waiting->pace_ns = pace_ns;
         begin_trial(waiting);
@@ -178,8 +191,8 @@ static void end_window(struct waiting *waiting, int64_t now_ns, int64_t pace_ns)
             break;
         }
         ++*waiting->trials;
-        if (is_gain(waiting, waiting->pace_ns, pace_ns)) {
-            hold(waiting, now_ns, first_hold(waiting));
+        if (is_gain(waiting, waiting->looks, waiting->pace_ns, pace_ns)) {
+            hold(waiting, first_hold(waiting));
             break;
         }
         waiting->looks = !waiting->looks;
@@ -191,23 +204,23 @@ static void end_window(struct waiting *waiting, int64_t now_ns, int64_t pace_ns)
         break;
     case WAITING_REVIEW:
         /* The trial may have changed who runs where for good, and the manner before it is not what it was. */
-        if (is_gain(waiting, pace_ns, waiting->pace_ns)) {
+        if (is_gain(waiting, !waiting->looks, pace_ns, waiting->pace_ns)) {
             waiting->looks = !waiting->looks;
-            hold(waiting, now_ns, first_hold(waiting));
+            hold(waiting, first_hold(waiting));
         } else {
-            hold(waiting, now_ns, next_hold(waiting));
+            hold(waiting, next_hold(waiting));
         }
         break;
     }
 }
 
-static void be_quiet(struct waiting *waiting, int64_t now_ns)
+static void be_quiet(struct waiting *waiting)
 {
     if (is_trying(waiting)) {
         waiting->looks = !waiting->looks;
-        hold(waiting, now_ns, waiting->hold_ns);
+        hold(waiting, waiting->hold_ns);
     } else if (waiting->state == WAITING_RETURNING || waiting->state == WAITING_REVIEW) {
-        hold(waiting, now_ns, next_hold(waiting));
+        hold(waiting, next_hold(waiting));
     }
     waiting->state = WAITING_QUIET;
 }
@@ -239,24 +252,32 @@ int waiting_looks(struct waiting *waiting, int64_t now_ns, uint64_t requests, ui
     int ends;
 
     if (is_idle(waiting)) {
-        be_quiet(waiting, now_ns);
+        be_quiet(waiting);
         return 0;
     }
     ends = ns >= window_ns(waiting) && count >= WINDOW_REQUESTS;
     if (!ends && waiting->state != WAITING_QUIET)
         return waiting->looks;
     if (!take_caller(waiting, now_ns, pid))
-        end_window(waiting, now_ns, count ? ns / (int64_t)count : 0);
+        end_window(waiting, ns, count ? ns / (int64_t)count : 0);
     waiting->start_ns = now_ns;
     waiting->start_requests = requests;
     waiting->on_device = 0;
     return waiting->looks;
 }
 
-void waiting_note(struct waiting *waiting, int64_t ns, int on_device)
+static void note_lone(struct waiting *waiting, int is_lone)
+{
+    waiting->lone_share += ((is_lone ? LONE_ALL : 0) - waiting->lone_share) / LONE_WAITS;
+    waiting->is_lone = waiting->lone_share >= (waiting->is_lone ? LONE_SHARE_STILL : LONE_SHARE);
+}
+
+void waiting_note(struct waiting *waiting, int64_t ns, int on_device, int is_lone)
 {
     int64_t longest_ns = WAIT_LOOKS_MAX * waiting->limit_ns;
 
+    if (on_device)
+        note_lone(waiting, is_lone);
     waiting->on_device |= on_device;
     waiting->wait_ns += ((ns < longest_ns ? ns : longest_ns) - waiting->wait_ns) / 8;
 }

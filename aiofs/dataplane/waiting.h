@@ -38,6 +38,9 @@ struct waiting {
     int64_t settle_ns; /* of a trial that has one: how long it lasts */
     int has_caller;   /* somebody has asked, */
     int keeps_core;   /* and when the manner was chosen it was one that shares no core with us */
+    int looks_first;  /* and the choice was to look */
+    int lone_share;   /* moving average of 0 and LONE_ALL, over waits for I/O: of one lone request, which the kernel does */
+    int is_lone;      /* most were */
     struct {
         int is_busy;  /* who was measured last kept a core busy */
         uint32_t pid; /* who is measured, */
@@ -46,7 +49,7 @@ struct waiting {
     int64_t start_ns; /* of this window */
     uint64_t start_requests;
     int64_t pace_ns;  /* time a request: before the trial, in the last window; after it, in that of the trial */
-    int64_t hold_ns, trial_at_ns;
+    int64_t hold_ns, held_ns; /* how long the manner is to be held, and was: of work, idle times do not count */
     const struct waiting_callers *callers;
     uint64_t *trials; /* counted up */
 };
@@ -57,7 +60,8 @@ void waiting_init(struct waiting *waiting, int64_t limit_ns, const struct waitin
 int waiting_looks(struct waiting *waiting, int64_t now_ns, uint64_t requests, uint32_t pid);
 /* Will the next wait begin asleep, as far as can be told now? */
 int waiting_sleeps(const struct waiting *waiting);
-/* After it: how long it was, and whether I/O was waited for, too. */
-void waiting_note(struct waiting *waiting, int64_t ns, int on_device);
+/* After it: how long it was, whether I/O was waited for, too, and whether that was all there was: one request, which had come
+ * alone, and whose I/O is not in a thread of ours. */
+void waiting_note(struct waiting *waiting, int64_t ns, int on_device, int is_lone);
 
 #endif

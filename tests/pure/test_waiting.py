@@ -53,7 +53,7 @@ class Caller:
 @pytest.fixture(params=list(KINDS.values()), ids=list(KINDS))
 def caller(request: pytest.FixtureRequest) -> Caller:
     """Each kind of caller, before a loop that has slept."""
-    lib.aiofs_waiting_reset(LIMIT, 1)
+    lib.aiofs_waiting_reset(LIMIT, 1, 0)
     return Caller(request.param)
 
 
@@ -121,7 +121,7 @@ def test_another_caller_is_served_its_own_way(caller: Caller, other: int) -> Non
 
 def test_a_load_of_most_of_a_core_changes_nothing() -> None:
     """Neither does a process that uses 80 % count as busy, nor does it cease to be when it has been."""
-    lib.aiofs_waiting_reset(LIMIT, 1)
+    lib.aiofs_waiting_reset(LIMIT, 1, 0)
     caller = Caller(80)
     caller.calls(3, asleep=FAST, looking=FAST)
     assert caller.share < 0.05
@@ -162,6 +162,57 @@ def test_a_pause_ends_a_trial(caller: Caller, pause_at_s: tuple[float, float]) -
     assert caller.share == right
 
 
+def test_who_works_a_moment_at_a_time_meets_no_trial_in_each(caller: Caller) -> None:
+    """Rests do not bring the next trial nearer: only work in which it could have been tried does."""
+    right = caller.keeps_core
+    caller.begins()
+    caller.calls(1, **paces(look=right))  # what is right has been found
+    trials = lib.aiofs_waiting_trials()
+    for _ in range(6):
+        caller.calls(9, asleep=10_000 * US, looking=10_000 * US)
+        caller.calls(0.01, **paces(look=right))
+        caller.calls(0.39, **paces(look=right))
+        assert caller.share == right
+    assert lib.aiofs_waiting_trials() == trials
+
+
+def lone_caller() -> Caller:
+    """A process whose requests come one by one, and are done by the kernel."""
+    lib.aiofs_waiting_reset(LIMIT, 1, 1)
+    return Caller(LIGHT)
+
+
+def test_who_asks_for_one_at_a_time_is_looked_for_first() -> None:
+    """From the end of the first window on, which is where that is known; so in short streams, too."""
+    caller = lone_caller()
+    caller.calls(0.12, asleep=FAST, looking=FAST)
+    caller.calls(3.9, asleep=FAST, looking=FAST)
+    assert caller.share == 1
+    assert lib.aiofs_waiting_trials() == 0
+
+
+@pytest.mark.parametrize("looking, share", [(FAST * 3 // 4, 1), (FAST * 19 // 20, 0), (FAST, 0), (SLOW, 0)])
+def test_looking_for_one_at_a_time_has_to_be_worth_its_cores(looking: int, share: int) -> None:
+    """After 4 s of it sleeping is tried, and stays also where it is a little slower."""
+    caller = lone_caller()
+    caller.calls(4.8, asleep=FAST, looking=looking)
+    assert lib.aiofs_waiting_trials() >= 1
+    caller.calls(60, asleep=FAST, looking=looking)
+    assert caller.share == pytest.approx(share, abs=0.05)
+
+
+def test_a_trial_that_is_no_better_than_its_review_is_worth_it() -> None:
+    """Looking was slow after the trial of sleeping, too: asleep."""
+    caller = lone_caller()
+    while lib.aiofs_waiting_trials() == 0:
+        caller.calls(0.001, asleep=SLOW, looking=FAST)
+    caller.calls(0.2, asleep=SLOW, looking=SLOW)
+    assert caller.share == 1
+    caller.calls(0.2, asleep=SLOW, looking=SLOW)
+    caller.calls(60, asleep=SLOW, looking=SLOW)
+    assert caller.share == pytest.approx(0, abs=0.05)
+
+
 @pytest.mark.parametrize("between", [100 * US, 10_000 * US])
 def test_a_mount_with_time_to_sleep_never_looks(caller: Caller, between: int) -> None:
     """Sleeps are as long as a look would be, or longer: no look, no trial."""
@@ -172,7 +223,7 @@ def test_a_mount_with_time_to_sleep_never_looks(caller: Caller, between: int) ->
 
 def test_two_long_waits_are_no_idle_mount() -> None:
     """A device that stutters is waited for as before."""
-    lib.aiofs_waiting_reset(LIMIT, 1)
+    lib.aiofs_waiting_reset(LIMIT, 1, 0)
     caller = Caller(KERNEL_THREAD)
     pace = LIMIT * 55 // 100
     caller.calls(1, asleep=pace, looking=pace)
@@ -183,7 +234,7 @@ def test_two_long_waits_are_no_idle_mount() -> None:
 
 def test_no_look_where_it_is_switched_off(caller: Caller) -> None:
     """A limit of 0, as in most tests of the data plane."""
-    lib.aiofs_waiting_reset(0, 1)
+    lib.aiofs_waiting_reset(0, 1, 0)
     caller.calls(10, asleep=FAST, looking=FAST)
     assert caller.share == 0
     assert lib.aiofs_waiting_trials() == 0
@@ -191,7 +242,7 @@ def test_no_look_where_it_is_switched_off(caller: Caller) -> None:
 
 def test_where_callers_only_are_waited_for_a_trial_of_looking_is_long() -> None:
     """Storage as fast as memory: looking gains once the caller runs elsewhere, which takes a while."""
-    lib.aiofs_waiting_reset(LIMIT, 0)
+    lib.aiofs_waiting_reset(LIMIT, 0, 0)
     caller = Caller(LIGHT)
     caller.begins()
     caller.calls(0.15, asleep=FAST, looking=FAST)
@@ -210,7 +261,7 @@ UNDECIDED = 50 * US
 
 def in_an_undecided_trial() -> Caller:
     """One that is 60 us a request asleep, whose short trial of looking has found 50 and goes on."""
-    lib.aiofs_waiting_reset(LIMIT, 1)
+    lib.aiofs_waiting_reset(LIMIT, 1, 0)
     caller = Caller(LIGHT)
     caller.begins()
     caller.calls(0.115, asleep=LEVEL, looking=UNDECIDED)
@@ -252,7 +303,7 @@ def slow_after_a_level_trial(caller: Caller) -> dict[str, int]:
 @pytest.mark.parametrize("on_device", [0, 1])
 def test_a_trial_that_changed_what_it_returns_to_is_reviewed(caller: Caller, on_device: int) -> None:
     """Both were level; after the trial the first choice is slow for good, and the other one is taken."""
-    lib.aiofs_waiting_reset(LIMIT, on_device)
+    lib.aiofs_waiting_reset(LIMIT, on_device, 0)
     right = caller.keeps_core
     slow = slow_after_a_level_trial(caller)
     caller.calls(0.2, **slow)
