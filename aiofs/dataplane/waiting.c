@@ -22,8 +22,7 @@
 #define GAIN_PARTS_SHORT 4
 #define SETTLE_LONGER_NS (50 * MS)
 /* Until the first trial, and then four times as long each time that a trial finds nothing better. Where the first is one
- * of looking, it comes after the first window. What counts is work: who works a moment at a time, and rests between, would else
- * meet a trial, which is mostly of what is slower, in each of them. */
+ * of looking, it comes after the first window. What counts is work (waiting.h). */
 #define HOLD_NS (4000 * MS)
 #define HOLD_NS_MAX (64000 * MS)
 

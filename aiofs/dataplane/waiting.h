@@ -4,10 +4,14 @@
  * has work), and drives the caller off it: a process whose server sleeps is brought to the server's core by the kernel's load balancer
  * within 0.1-0.2 s, and from then on needs no interrupt between cores. Some callers share no core: a loop device's
  * requests come from kernel workers, wherever those run, and a process may keep one busy while it waits for us (an
- * emulated guest, whoever polls). There looking wins. So the first choice goes by who asks. Other machines, and
+ * emulated guest, whoever polls). There looking wins. And a process that asks for one at a time gains by it from its first
+ * requests on, while the balancer has done nothing yet. So the first choice goes by who asks, and how. Other machines, and
  * storage as fast as memory, are otherwise: now and then the other manner is tried,
  * looking for 8 ms where a device is waited for, and 0.15 s more where that leaves it open, anything else for 0.35 s, and
  * stays when it is faster. README.md has figures.
+ *
+ * What is waited until the next trial is work: who works a moment at a time, and rests between, would else meet a trial, which is
+ * mostly of what is slower, in each of them.
  *
  * A mount that is idle, or on a device slow enough for sleeping not to matter, never looks and tries nothing.
  *
