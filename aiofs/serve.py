@@ -6,6 +6,7 @@ be replaced.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -15,12 +16,9 @@ from pathlib import Path
 from . import logs, mount, mounttable
 from .channel import Channel
 from .config import MountConfig
-from .dataplane import COUNTERS_SIZE
 from .errors import AiofsError
 from .keeperlink import KeeperLink
-from .ledger import Ledger
 from .outcome import Outcome
-from .server import Assignment
 from .service import Service
 
 log = logging.getLogger(__name__)
@@ -28,6 +26,7 @@ log = logging.getLogger(__name__)
 
 def main(channel_fd: int) -> int:
     """Serve as ordered; the exit status of this process."""
+    gc.disable()  # until it serves: what is imported is no garbage, and the search takes a tenth of the start
     Path("/proc/self/comm").write_text("aiofs")  # not `python`, for ps(1) and for who names a lock's holder
     link = KeeperLink(Channel.of(channel_fd))
     os.set_inheritable(channel_fd, False)
@@ -45,6 +44,10 @@ def main(channel_fd: int) -> int:
 
 
 def _obey(link: KeeperLink) -> int:
+    from .dataplane import COUNTERS_SIZE
+    from .ledger import Ledger
+    from .server import Assignment
+
     order = link.order
     config = MountConfig.from_words(order.config)
     logs.start(config.log_level, config.log_file, foreground=config.foreground)
