@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from fakekernel import FakeKernel, entries, fault, hold, overlaps, release, submitted
+from lone import EPOLL_WAIT, system_call
+from waiting import wait_until
 
 from aiofs.dataplane import add_fault
 from aiofs.faults import Fault, Kind
@@ -370,11 +372,16 @@ def test_adjacent_requests_become_one_io(kernel: FakeKernel, image: Path) -> Non
 
 def test_a_request_that_used_to_come_alone_waits_for_no_other(kernel: FakeKernel, image: Path) -> None:
     """After two that came one by one, the next is submitted before the loop asks for more."""
+
+    def has_asked() -> bool:
+        return system_call("aiofs-loop") == EPOLL_WAIT  # for more, and there was none: it sleeps
+
     kernel.register(image)
     pairs = 20
     for _ in range(pairs):
         for _ in range(2):
             kernel.read(0, K)
+            wait_until(has_asked)
         for unique in [kernel.send_read(0, K), kernel.send_read(K, K)]:
             kernel.reply(unique)
     assert kernel.counters()["ios_read"] == pairs * 4
