@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import threading
@@ -61,10 +62,11 @@ def open_flags(pid: int, path: Path) -> set[int]:
     """O_DIRECT and O_DSYNC of each descriptor that a process has of a file (proc(5), fdinfo)."""
     found = set()
     for link in Path(f"/proc/{pid}/fd").iterdir():
-        if link.readlink() == path:
-            fdinfo = Path(f"/proc/{pid}/fdinfo/{link.name}").read_text()
-            [flags] = [line.split()[1] for line in fdinfo.splitlines() if line.startswith("flags:")]
-            found.add(int(flags, 8) & (DIRECT | DSYNC))
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if link.readlink() == path:
+                fdinfo = Path(f"/proc/{pid}/fdinfo/{link.name}").read_text()
+                [flags] = [line.split()[1] for line in fdinfo.splitlines() if line.startswith("flags:")]
+                found.add(int(flags, 8) & (DIRECT | DSYNC))
     return found
 
 
