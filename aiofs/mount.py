@@ -7,7 +7,6 @@ mount exists either with a server behind it or not at all.
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import resource
@@ -235,13 +234,8 @@ def _serve_mounted(mounted: Mounted, on_ready: Callable[[], None]) -> int:
                 fusermount.unmount(mounted.mount.mountpoint, lazy=True)
         os.close(mounted.fuse_fd)
         raise
-
-    def serves() -> None:
-        on_ready()
-        gc.enable()  # a server that a keeper has started was without (serve.py)
-
     try:
-        failures = trio.run(server.run, serves)
+        failures = trio.run(server.run, on_ready)
     except BaseExceptionGroup as group:
         # trio wraps what its tasks raise; a sentence meant for the user is taken out again.
         raise _sentence_of(group) from group

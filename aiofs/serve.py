@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 
 def main(channel_fd: int) -> int:
     """Serve as ordered; the exit status of this process."""
-    gc.disable()  # until it serves: what is imported is no garbage, and the search takes a tenth of the start
     Path("/proc/self/comm").write_text("aiofs")  # not `python`, for ps(1) and for who names a lock's holder
     link = KeeperLink(Channel.of(channel_fd))
     os.set_inheritable(channel_fd, False)
@@ -44,10 +43,12 @@ def main(channel_fd: int) -> int:
 
 
 def _obey(link: KeeperLink) -> int:
+    gc.disable()  # what is imported is no garbage, and the search for some takes a tenth of the start
     from .dataplane import COUNTERS_SIZE
     from .ledger import Ledger
     from .server import Assignment
 
+    gc.enable()
     order = link.order
     config = MountConfig.from_words(order.config)
     logs.start(config.log_level, config.log_file, foreground=config.foreground)

@@ -15,6 +15,11 @@ def of_each_thread(pid: int | str, name: str) -> dict[Path, str]:
     return texts
 
 
+def is_asleep(thread_id: int | str) -> bool:
+    """Now (proc_pid_stat(5), field 3)."""
+    return Path(f"/proc/{thread_id}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
 def tasks_named(name: str) -> list[Path]:
     """The directories of this process's threads that are called so."""
     return [task for task, comm in of_each_thread("self", "comm").items() if comm.strip() == name]

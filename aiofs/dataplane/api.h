@@ -291,7 +291,8 @@ uint32_t aiofs_latency_bucket(uint64_t ns);
  * Returns the requests that there have been since aiofs_waiting_reset; `looks`: how many of them were waited for looking. */
 uint64_t aiofs_waiting_run(int64_t until_ns, int64_t sleep_ns, int64_t look_ns, int32_t processor_percent,
                            uint64_t *looks);
-/* Anew: at time 0, looks of up to limit_ns; on_device 1: I/O is waited for, 0: callers only. */
+/* Anew: at time 0, looks of up to limit_ns; on_device 1: I/O is waited for, 0: callers only; is_lone 1: that of
+ * one request at a time, which the kernel does. */
 void aiofs_waiting_reset(int64_t limit_ns, int32_t on_device, int32_t is_lone);
 uint64_t aiofs_waiting_trials(void);
 /* Processor time that the process has used, ns; 0: unknown. */

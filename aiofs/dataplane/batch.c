@@ -266,7 +266,8 @@ static int wants_thread(const struct request *r)
            (r->io.op == IO_WRITE && r->image->flags & AIOFS_IMAGE_WRITES_BY_THREADS);
 }
 
-/* Is the I/O of an image done without threads of ours? */
+/* Is the I/O of an image done without threads of ours? Where its writes are not, its file system has its reads finished by workers of the
+ * kernel's, which want a core as well. */
 static int is_by_kernel(const struct image *image)
 {
     const struct driver *driver = queue_driver(image->queue);

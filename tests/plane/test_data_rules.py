@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from fakekernel import FakeKernel, entries, fault, hold, overlaps, release, submitted
-from lone import EPOLL_WAIT, system_call
+from tasks import is_asleep, tasks_named
 from waiting import wait_until
 
 from aiofs.dataplane import add_fault
@@ -374,7 +374,8 @@ def test_a_request_that_used_to_come_alone_waits_for_no_other(kernel: FakeKernel
     """After two that came one by one, the next is submitted before the loop asks for more."""
 
     def has_asked() -> bool:
-        return system_call("aiofs-loop") == EPOLL_WAIT  # for more, and there was none: it sleeps
+        [loop] = tasks_named("aiofs-loop")
+        return is_asleep(loop.name)  # so it has asked for more, and there was none
 
     kernel.register(image)
     pairs = 20

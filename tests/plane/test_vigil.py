@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fakekernel import FakeKernel
 from lone import system_call
-from tasks import tasks_named
+from tasks import is_asleep, tasks_named
 from waiting import wait_until
 
 K = 4096
@@ -40,11 +40,6 @@ def slept(thread_id: int) -> int:
     lines = Path(f"/proc/{thread_id}/status").read_text().splitlines()
     [line] = [line for line in lines if line.startswith("voluntary_ctxt_switches:")]
     return int(line.split()[1])
-
-
-def is_asleep(thread_id: int) -> bool:
-    """Now."""
-    return Path(f"/proc/{thread_id}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
 class Looking:
