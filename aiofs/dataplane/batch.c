@@ -266,25 +266,24 @@ static int wants_thread(const struct request *r)
            (r->io.op == IO_WRITE && r->image->flags & AIOFS_IMAGE_WRITES_BY_THREADS);
 }
 
-/* Is the I/O of an image done without threads of ours? Where its writes are not, its file system has its reads finished by workers of the
- * kernel's, which want a core as well. */
-static int is_by_kernel(const struct image *image)
+/* Is it done without threads of ours? Of one that has been marked. */
+static int is_by_kernel(const struct request *r)
 {
-    const struct driver *driver = queue_driver(image->queue);
+    const struct driver *driver = queue_driver(r->image->queue);
 
-    return driver != &driver_threads && driver != &driver_posix && !(image->flags & AIOFS_IMAGE_WRITES_BY_THREADS);
+    return !r->io.blocks && driver != &driver_threads && driver != &driver_posix;
 }
 
 /* Of a batch that is about to go out. */
 static void mark(struct aiofs_plane *plane, struct io **ios, int n)
 {
-    plane->by_kernel = is_by_kernel(request_of(ios[0])->image);
     for (int i = 0; i < n; i++) {
         struct request *r = request_of(ios[i]);
 
         count_io(r->image, r->io.op, plane->counters.batches + 1);
         r->io.blocks = wants_thread(r);
     }
+    plane->by_kernel = is_by_kernel(request_of(ios[0]));
     if (waiting_sleeps(&plane->waiting)) /* a core that looks takes no nap */
         naps_expect(&plane->naps, plane->now_ns);
     count_batch(plane, n);

@@ -46,9 +46,12 @@ def test_where_threads_do_the_io_looking_is_a_trial(kernel: FakeKernel, image: P
     assert has_been_tried()
 
 
-def test_where_the_kernel_does_the_io_it_is_the_first_choice(kernel: FakeKernel, image: Path) -> None:
-    """And holds, without a trial."""
-    kernel.register(image, driver="io_uring")
+@pytest.mark.parametrize("writes_by_threads", [False, True])
+def test_where_the_kernel_does_the_io_it_is_the_first_choice(
+    kernel: FakeKernel, image: Path, writes_by_threads: bool
+) -> None:
+    """And holds, without a trial; also for the reads of an image whose writes are done by threads."""
+    kernel.register(image, driver="io_uring", writes_by_threads=writes_by_threads)
 
     def has_looked() -> bool:
         burst(kernel)
