@@ -7,12 +7,15 @@ and its log held no warning and no error but those that the test allowed (`Mount
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
+import leftovers
 import pytest
 from mounting import MountedFs, is_mounted, require_mounts, unmount
 from turns import turn
@@ -21,6 +24,14 @@ from turns import turn
 def pytest_addoption(parser: pytest.Parser) -> None:
     """--long: the nightly tests, too."""
     parser.addoption("--long", action="store_true", help="run tests marked `long`, and others for longer")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Once, before any worker: what a run that was killed left behind would make tests of this one fail."""
+    if hasattr(session.config, "workerinput"):
+        return
+    for left in leftovers.clear(Path(tempfile.gettempdir(), f"pytest-of-{getpass.getuser()}")):
+        print(f"left by a run that was killed, and taken away: {left}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
