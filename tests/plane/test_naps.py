@@ -103,12 +103,13 @@ def test_a_loop_that_looks_sets_no_timer(image: Path, kernel_thread: int) -> Non
             return int(kernel.plane.counters()[name])
 
         def looks_set_none() -> bool:
-            """Of a burst in which it has not slept, what was set before having been due."""
+            """Of a burst in which it has looked and not slept, what was set before having been due. A loop that shares
+            a core with us may find most of it without a look."""
             wait_until(lambda: Timer(fd).due_ns() == 0)
             sleeps, looks = counted("sleeps"), counted("looks")
             burst(kernel, pid=kernel_thread)
             due = Timer(fd).due_ns()
-            if counted("sleeps") != sleeps or counted("looks") < looks + 10:
+            if counted("sleeps") != sleeps or counted("looks") == looks:
                 return False
             assert not due
             return True
