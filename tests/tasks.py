@@ -16,8 +16,10 @@ def of_each_thread(pid: int | str, name: str) -> dict[Path, str]:
 
 
 def is_asleep(thread_id: int | str) -> bool:
-    """Now (proc_pid_stat(5), field 3)."""
-    return Path(f"/proc/{thread_id}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+    """Now (proc_pid_stat(5), field 3); one that has ended is not."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{thread_id}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+    return False
 
 
 def tasks_named(name: str) -> list[Path]:
