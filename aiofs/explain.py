@@ -23,7 +23,7 @@ def show(decided: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
 
 
 def text(decided: Iterable[tuple[str, Mapping[str, Any]]], width: int = WIDTH) -> str:
-    """The same without colours, as lines of at most `width` columns."""
+    """The same without colours, as lines of at most `width` columns, but for titles: they stay whole."""
     out = io.StringIO()
     _print(Console(file=out, width=width, highlight=False, color_system=None), decided)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
@@ -33,7 +33,7 @@ def _print(console: Console, decided: Iterable[tuple[str, Mapping[str, Any]]]) -
     for index, (title, decision) in enumerate(decided):
         if index:
             console.print()
-        console.print(title, markup=False)
+        console.print(title, markup=False, soft_wrap=True)  # a path in pieces cannot be copied
         console.print(f"  driver {decision['driver']}: {decision['reason']}", markup=False)
         if decision["tests"]:
             console.print(_table(decision["tests"]))

@@ -103,8 +103,10 @@ def test_a_loop_that_looks_sets_no_timer(image: Path, kernel_thread: int) -> Non
             return int(kernel.plane.counters()[name])
 
         def looks_set_none() -> bool:
-            """Of a burst in which it has looked and not slept, what was set before having been due. A loop that shares
-            a core with us may find most of it without a look."""
+            """Of a burst in which it has looked and not slept, what was set before having been due.
+
+            A loop that shares a core with us may find most of it without a look.
+            """
             wait_until(lambda: Timer(fd).due_ns() == 0)
             sleeps, looks = counted("sleeps"), counted("looks")
             burst(kernel, pid=kernel_thread)
