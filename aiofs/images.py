@@ -26,6 +26,7 @@ from typing import Any, Protocol
 import trio
 
 from .backing import LockedBy, Opener, OpenImage
+from .changes import Changes
 from .choice import Drivers
 from .config import CacheMode
 from .dataplane import ImageCounters, ImageSpec, system
@@ -292,6 +293,8 @@ class ImageTable:
         An image that cannot be opened any more is logged; who has it open gets errors. LedgerUnusable.
         """
         left, self._left = self._left, {}
+        for old, new, ino in Changes(self._ledger).renames():
+            self.nodes.catch_up(old, new, ino)
         counted = {ino: self._tallies.in_slot(slot) for ino, (_, slot, _, _) in left.items()}
         for ino, counters in counted.items():  # of all, before anything is done
             if not 0 <= counters.sticky_error <= _MAX_ERRNO:

@@ -109,13 +109,18 @@ def _unpack(ino: int, record: bytes) -> Node:
         parent, length = _NAME.unpack_from(record, at)
         at += _NAME.size + length
         name = record[at - length : at]
-        if at > len(record) or name in (b"", b".", b"..") or b"/" in name or b"\0" in name:
+        if at > len(record) or not is_file_name(name):
             raise ValueError(f"{os.fsdecode(name)!r} is no name of a file")
         names.append((parent, name))
     parent, name = names[0] if names else (ROOT, b"")
     node = Node(ino, generation, parent, name, is_dir, slot)
     node.others = names[1:] or None
     return node
+
+
+def is_file_name(name: bytes) -> bool:
+    """It can be the name of a file in a directory."""
+    return name not in (b"", b".", b"..") and b"/" not in name and b"\0" not in name
 
 
 def generation_of(st: FileStat) -> int:
@@ -247,6 +252,14 @@ class NodeTable:
             node.add_name(*new, len(node.names()) + 1)
             self._keep(node)
 
+    def catch_up(self, old: tuple[int, bytes], new: tuple[int, bytes], ino: int) -> None:
+        """Note that a rename is done, if the server before this one did it and had no time to."""
+        node = self._nodes.get(ino)
+        if node is None or old not in node.names() or self._found_at(node, *old):
+            return
+        if self._found_at(node, *new):
+            self.renamed(old, new, ino)
+
     # -- from nodes to files --
 
     def path_of(self, parent: int, name: bytes) -> bytes:
@@ -315,16 +328,21 @@ class NodeTable:
         """The attributes of a node, found by one of its names. ESTALE when it is under none of them."""
         if node.ino == ROOT:
             return self._root_stat()
-        for parent, name in node.names():
-            try:
-                with self.directory(parent) as dir_fd:
-                    st = self.source.stat(dir_fd, name)
-            except OSError as error:
-                _gone(error)
-                continue
-            if _same(node, st):
+        for name in node.names():
+            st = self._found_at(node, *name)
+            if st is not None:
                 return st
         raise OSError(errno.ESTALE, "it is under none of its names any more", os.fsdecode(node.name))
+
+    def _found_at(self, node: Node, parent: int, name: bytes) -> FileStat | None:
+        """The attributes of a node if it is the one with that name."""
+        try:
+            with self.directory(parent) as dir_fd:
+                st = self.source.stat(dir_fd, name)
+        except OSError as error:
+            _gone(error)
+            return None
+        return st if _same(node, st) else None
 
     def _root_stat(self) -> FileStat:
         root_fd = self.source.root_fd

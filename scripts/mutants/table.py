@@ -333,6 +333,22 @@ MUTANTS = (
         "tests/parts/test_restore.py::test_a_release_that_comes_again_closes_no_later_open",
     ),
     Mutant(
+        "older-change-answers",
+        "a change of names that comes again finds its own note, not an older one that was the same",
+        "aiofs/changes.py",
+        "return all(self._newest.get(name) == key for name in names)",
+        "return key in self._before",
+        "tests/parts/test_restore.py::test_a_name_is_removed_as_often_as_it_was_made",
+    ),
+    Mutant(
+        "rename-not-caught-up",
+        "an image whose server was killed while it was renamed is opened again",
+        "aiofs/images.py",
+        "            self.nodes.catch_up(old, new, ino)\n",
+        "            pass\n",
+        "tests/parts/test_restore.py::test_an_image_is_found_that_was_being_renamed[new]",
+    ),
+    Mutant(
         "handle-lost-with-its-server",
         "what stays open keeps the handle that the kernel knows",
         "aiofs/images.py",

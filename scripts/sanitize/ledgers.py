@@ -268,7 +268,7 @@ def _check(table: ImageTable, changes: Changes) -> None:
     assert all(0 <= slot < layout.MAX_COUNTERS for slot in slots)
     assert all(ino in table.nodes and image.opens > 0 for ino, image in table._images.items())
     assert all(0 < error < 4096 for error in table._failed.values())
-    assert all(0 <= ino < 1 << 64 for inos in changes._before.values() for ino in inos)
+    assert all(0 <= ino < 1 << 64 for _, inos in changes._before.values() for ino in inos)
 
 
 def _go_on(ledger: Ledger, table: ImageTable, changes: Changes) -> None:

@@ -185,6 +185,8 @@ def test_a_record_cut_anywhere_has_been_written_or_not(
         (Kind.CHANGE, 0, b'["make", []]'),
         (Kind.CHANGE, 0, b'[["rename", [1, "a"], [1, "b"]], [17]]'),
         (Kind.CHANGE, 0, b'[["remove", [1, "a"]], ["17"]]'),
+        (Kind.CHANGE, 0, b'[["remove", [1, "../a"]], [17]]'),
+        (Kind.CHANGE, 0, b'[["remove", [1, 2]], [17]]'),
         (Kind.INIT, 0, b""),
         (Kind.INIT, 0, bytes(200)),
         (Kind.INIT, 0, struct.pack("<III", 40, 40, 26) + bytes(32) + struct.pack("<Ii8x", 16, 0)),

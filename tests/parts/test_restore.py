@@ -16,6 +16,7 @@ from planes import ME, Caller, FakePlane, Mount, handle_of, make_ledger, make_ta
 from pyfuse3 import ROOT_INODE
 
 from aiofs import locks
+from aiofs.changes import Changes
 from aiofs.config import CacheMode
 from aiofs.fs import Operations
 from aiofs.images import ImageTable
@@ -280,6 +281,46 @@ def test_an_image_that_is_gone_keeps_no_other_from_coming_back(
     die(second)
 
 
+@pytest.mark.parametrize("kind", ["new", "onto", "exchange", "not done", "directory"])
+def test_an_image_is_found_that_was_being_renamed(
+    server: Next, ledger: Ledger, images: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    """Its server was killed between the deed and the note, or between the announcement and the deed."""
+    (images / "d").mkdir()
+    (images / "b.img").write_bytes(b"b")
+    name = "d/image" if kind == "directory" else "a.img"
+    (images / "d/image").write_bytes(b"here")
+    table, plane = server()
+    directory, other = node_of(table, b"d"), node_of(table, b"b.img")
+    opened = [other, node_of(table, b"image", directory.ino) if kind == "directory" else node_of(table)]
+
+    async def open_them() -> None:
+        for node in opened:
+            await table.open(node, os.O_RDWR)
+            plane.images[node.ino].counters.memory.opens = 1
+
+    run(open_them)
+    moved, target = opened[1].ino, other.ino if kind in ("onto", "exchange") else 0
+    old, new = (b"d", b"e") if kind == "directory" else (b"a.img", b"b.img" if target else b"c.img")
+    about = directory.ino if kind == "directory" else moved
+    Changes(ledger).begin("rename", [(ROOT, old), (ROOT, new)], about, target)
+    if kind == "exchange":
+        (images / "a.img").rename(images / "aside")
+        (images / "b.img").rename(images / "a.img")
+        (images / "aside").rename(images / "b.img")
+    elif kind != "not done":
+        (images / os.fsdecode(old)).rename(images / os.fsdecode(new))
+    die(table)
+    second, plane = server()
+    run(second.restore)
+    assert moved in plane.images
+    assert (other.ino in plane.images) == (kind != "onto"), "that one has no name any more"
+    assert ("cannot be opened again" in caplog.text) == (kind == "onto")
+    there = {"not done": name, "directory": "e/image"}.get(kind, os.fsdecode(new))
+    assert second.nodes.path(second.nodes.get(moved)) == there
+    die(second)
+
+
 # -- changes of names that come again --
 
 
@@ -347,6 +388,36 @@ def test_a_name_that_was_removed_is_removed_once(mount: Mount, images: Path) -> 
 
     run(scenario)
     assert (images / "b.img").read_bytes() == b"another one"
+
+
+def test_a_name_is_removed_as_often_as_it_was_made(mount: Mount, images: Path) -> None:
+    """The second removal had not been begun: that the first one was is no answer to it."""
+    name = b"a.img"
+
+    async def scenario() -> None:
+        await mount.ino(name)
+        with (images / "a.img").open():  # so that the next one gets another inode number
+            await mount.ops.unlink(ROOT_INODE, name, ME)
+            await mount.ops.mknod(ROOT_INODE, name, 0o100600, 0, ME)
+            ops: Any = operations(mount)
+            await ops.unlink(ROOT_INODE, name, AGAIN)
+
+    run(scenario)
+    assert not (images / "a.img").exists()
+
+
+def test_a_name_that_was_made_and_removed_is_somebody_elses(mount: Mount, images: Path) -> None:
+    """Whoever asks to make it, and had not been answered, did not make what is there."""
+
+    async def scenario() -> None:
+        await mount.ops.mknod(ROOT_INODE, b"lock", 0o100600, 0, ME)
+        await mount.ops.rename(ROOT_INODE, b"lock", ROOT_INODE, b"old", 0, ME)
+        (images / "lock").write_bytes(b"theirs")
+        ops: Any = operations(mount)
+        assert await refused(ops.create(ROOT_INODE, b"lock", 0o600, os.O_EXCL, AGAIN)) == errno.EEXIST
+
+    run(scenario)
+    assert (images / "lock").read_bytes() == b"theirs"
 
 
 def test_a_rename_is_done_once(mount: Mount, images: Path) -> None:
