@@ -19,7 +19,7 @@ import os
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -294,7 +294,8 @@ class ImageTable:
         """
         left, self._left = self._left, {}
         for old, new, ino in Changes(self._ledger).renames():
-            self.nodes.catch_up(old, new, ino)
+            with suppress(OSError):  # what cannot be looked at is told when it is opened
+                self.nodes.catch_up(old, new, ino)
         counted = {ino: self._tallies.in_slot(slot) for ino, (_, slot, _, _) in left.items()}
         for ino, counters in counted.items():  # of all, before anything is done
             if not 0 <= counters.sticky_error <= _MAX_ERRNO:

@@ -344,8 +344,8 @@ MUTANTS = (
         "rename-not-caught-up",
         "an image whose server was killed while it was renamed is opened again",
         "aiofs/images.py",
-        "            self.nodes.catch_up(old, new, ino)\n",
-        "            pass\n",
+        "                self.nodes.catch_up(old, new, ino)\n",
+        "                pass\n",
         "tests/parts/test_restore.py::test_an_image_is_found_that_was_being_renamed[new]",
     ),
     Mutant(
