@@ -48,6 +48,8 @@ def _answered(handler: _Handler[_Args, _Result]) -> _Handler[_Args, _Result]:
 
     @functools.wraps(handler)
     async def answer(self: Operations, /, *args: _Args.args, **kwargs: _Args.kwargs) -> _Result:
+        while self._before_first:
+            self._before_first.pop()()
         try:
             return await handler(self, *args, **kwargs)
         except OSError as error:
@@ -84,10 +86,12 @@ class Operations(pyfuse3.Operations):
         files: Mapping[bytes, Content],
         ledger: Ledger,
         invalidate_attributes: Callable[[int], None] = _invalidate_attributes,
+        before_first: Callable[[], None] = lambda: None,
     ) -> None:
         """`files` make what is in the directory .aiofs; `invalidate_attributes` tells the kernel to ask
-        for a node's attributes again."""
+        for a node's attributes again; `before_first` is called once, before anything is answered."""
         super().__init__()
+        self._before_first = [before_first]
         self._table = table
         self._nodes = table.nodes
         self._source = table.source

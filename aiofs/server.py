@@ -226,6 +226,7 @@ class Server:
             table=self._table,
             files={b"info.json": self._info, b"metrics": self._metrics},
             ledger=self._ledger,
+            before_first=self._keep_exchange,
         )
         # libfuse takes the socket for /dev/fuse. The options of the mount were fusermount3's business.
         pyfuse3.init(operations, f"/dev/fd/{self._pyfuse3_fd}", set())
@@ -236,6 +237,12 @@ class Server:
             await self._ended.wait()
             # Handlers that are at work end by themselves, since their commands end with the loop.
             pyfuse3.terminate()
+
+    def _keep_exchange(self) -> None:
+        """Before anybody has an answer: who has one is served by the next server, too."""
+        exchange = self._plane.init_exchange()
+        if exchange is not None and self._predecessors_init is None:
+            keep_exchange(self._ledger, exchange)
 
     async def _become_ready(self, on_ready: Callable[[], None]) -> None:
         """Ready is: INIT has been exchanged and the root answers; until then the kernel holds the stat."""
@@ -248,9 +255,6 @@ class Server:
             raise AiofsError(f"the mount on {where} does not answer: {reason(error)}") from error
         if st.st_dev != self._mount.device:
             return  # unmounted meanwhile
-        exchange = self._plane.init_exchange()
-        assert exchange is not None  # the root has answered
-        keep_exchange(self._ledger, exchange)
         self._ready = True
         log.info(
             "%s on %s: AIO driver %s, cache %s",

@@ -336,6 +336,22 @@ def mount(images: Path) -> Any:
     made.close()
 
 
+def test_what_a_successor_needs_is_kept_before_the_first_answer(mount: Mount) -> None:
+    """Once, also where the first answer is an error."""
+    answers: list[str] = []
+    ops: Any = Operations(
+        table=mount.table, files={}, ledger=mount.ledger, before_first=lambda: answers.append("kept")
+    )
+
+    async def scenario() -> None:
+        answers.append(os.strerror(await refused(ops.lookup(ROOT_INODE, b"nothing", ME))))
+        await ops.lookup(ROOT_INODE, b"a.img", ME)
+        answers.append("found")
+
+    run(scenario)
+    assert answers == ["kept", "No such file or directory", "found"]
+
+
 def test_a_file_that_was_made_is_not_there_already(mount: Mount) -> None:
     """CREATE with O_EXCL comes again; so do MKNOD, MKDIR and LINK."""
 
