@@ -293,7 +293,7 @@ class ImageTable:
         An image that cannot be opened any more is logged; who has it open gets errors. LedgerUnusable.
         """
         left, self._left = self._left, {}
-        for old, new, ino in Changes(self._ledger).renames():
+        for old, new, ino in Changes(self._ledger).renames() if left else ():
             with suppress(OSError):  # what cannot be looked at is told when it is opened
                 self.nodes.catch_up(old, new, ino)
         counted = {ino: self._tallies.in_slot(slot) for ino, (_, slot, _, _) in left.items()}

@@ -11,7 +11,7 @@ from pathlib import Path
 import leftovers
 import pytest
 from loops import Loops, run
-from mounting import is_mounted, kill_all, require_mounts, run_aiofs
+from mounting import is_mounted, kill_all, run_aiofs
 
 from aiofs.loopdevices import attached
 
@@ -20,12 +20,12 @@ pytestmark = pytest.mark.alone
 
 
 @pytest.fixture
-def killed(tmp_path: Path) -> Iterator[Path]:
+def killed(
+    tmp_path: Path,
+    fuse: None,  # noqa: ARG001 -- there can be mounts
+    loops: Loops,  # noqa: ARG001 -- there can be loop devices
+) -> Iterator[Path]:
     """The directory of a run: a mount whose server was killed, and a loop device on it."""
-    require_mounts()
-    reason = Loops.why_not()
-    if reason:
-        pytest.skip(reason)
     directory = tmp_path / "pytest-7"
     (directory / "images").mkdir(parents=True)
     with (directory / "images/disk.img").open("wb") as image:
