@@ -272,6 +272,8 @@ typedef struct {
     int32_t next;
 } aiofs_span;
 int32_t aiofs_merge(aiofs_span *spans, uint32_t n, int32_t *heads);
+/* Processor time, ns, of planning so many batches of these spans anew; -ENOMEM. */
+int64_t aiofs_merge_cost_ns(const aiofs_span *spans, uint32_t n, uint32_t batches);
 
 typedef struct {
     int32_t kind; /* 0 read, 1 write, 2 fsync, 3 fallocate, 4 lseek, 5 other, 6 ignored, 7 refused */

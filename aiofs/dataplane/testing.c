@@ -1,7 +1,9 @@
 /* testing.c -- the pure rooms (merge, protocol, histogram, waiting, lumps) made callable for the tests. No state of a plane. */
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 
 #include "contract.h"
 #include "histogram.h"
@@ -21,6 +23,36 @@ int32_t aiofs_merge(aiofs_span *spans, uint32_t n, int32_t *heads)
     ios = merge_plan(m, (struct span *)(void *)spans, (int)n, heads);
     merge_free(m);
     return ios;
+}
+
+static int64_t thread_time_ns(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+int64_t aiofs_merge_cost_ns(const aiofs_span *spans, uint32_t n, uint32_t batches)
+{
+    uint32_t size = n ? n : 1;
+    struct merge *m = merge_new(size);
+    struct span *copy = calloc(size, sizeof *copy);
+    int32_t *heads = calloc(size, sizeof *heads);
+    int64_t spent = -ENOMEM;
+
+    if (m && copy && heads) {
+        spent = -thread_time_ns();
+        for (uint32_t i = 0; i < batches; i++) {
+            memcpy(copy, spans, n * sizeof *copy); /* as the loop writes them for each batch */
+            merge_plan(m, copy, (int)n, heads);
+        }
+        spent += thread_time_ns();
+    }
+    free(heads);
+    free(copy);
+    merge_free(m);
+    return spent;
 }
 
 /* The message is put directly before a page that cannot be read: a parser that looks past its end

@@ -1,18 +1,25 @@
-"""What a mount of many images costs by itself: time until ready, memory while idle, time to list."""
+"""What aiofs costs by itself. A mount of many images: time until ready, memory while idle, time to list. And
+merging where there is nothing to merge, which is too little to be seen in a ratio of two servers.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from aiofs.dataplane.binding import ffi, lib
 
 from .processes import TargetError, mounted, processes_about, resident_mib, run_logged, unmount_leftover
 from .results import Costs
 from .workloads import MIB
 
 IMAGES = 10_000
+MERGE_SPANS = 32
+MERGE_BATCHES = 20_000
 
 
 @contextlib.contextmanager
@@ -43,6 +50,16 @@ def list_with_sizes(directory: Path) -> float:
     return took
 
 
+def merge_ns() -> float:
+    """Processor time, for each request, of planning batches of random ones that are nowhere adjacent."""
+    blocks = random.sample(range(0, 1 << 18, 2), MERGE_SPANS)  # every other block of 1 GiB
+    spans = [{"stream": 1, "offset": block << 12, "length": 1 << 12, "next": 0} for block in blocks]
+    spent: int = lib.aiofs_merge_cost_ns(ffi.new("aiofs_span[]", spans), MERGE_SPANS, MERGE_BATCHES)
+    if spent < 0:
+        raise TargetError(f"planning of merges: {os.strerror(-spent)}")
+    return spent / (MERGE_SPANS * MERGE_BATCHES)
+
+
 def measure(directory: Path, rounds: int) -> Costs:
     """Mount, list and look at the memory, `rounds` times; TargetError when that fails."""
     costs = Costs(images=IMAGES, ready_s=[], listing_s=[], memory_mib=[])
@@ -53,6 +70,7 @@ def measure(directory: Path, rounds: int) -> Costs:
         with many_images(room) as source:
             for _ in range(rounds):
                 _one_round(source, mountpoint, costs)
+                costs.merge_ns.append(merge_ns())
     finally:
         for log in room.glob("*.log"):
             log.unlink()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from aiofs.bench.results import Spread
@@ -64,12 +64,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a mount of many images costs while nothing happens; one value per round."""
+    """What a mount of many images costs while nothing happens, and to look for requests that can be merged
+    where there are none (processor time for each, in batches of the benchmark's depth); one value per round.
+    """
 
     images: int
     ready_s: list[float]
     listing_s: list[float]
     memory_mib: list[float]
+    merge_ns: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

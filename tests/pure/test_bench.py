@@ -54,7 +54,9 @@ def whole() -> Results:
                 found.append(
                     cells(target.name, workload.name, *(share * base for base in (1000, 2000, 3000)))
                 )
-    return results(*found, costs=Costs(10_000, [0.4, 0.3, 0.6], [0.9, 0.8, 1.2], [50.0, 70.0, 58.0]))
+    return results(
+        *found, costs=Costs(10_000, [0.4, 0.3, 0.6], [0.9, 0.8, 1.2], [50.0, 70.0, 58.0], [17.0, 30.0, 18.0])
+    )
 
 
 def test_a_ratio_is_taken_within_each_round_and_then_the_median() -> None:
@@ -121,6 +123,15 @@ def test_costs_are_goals_not_to_be_passed(whole: Results) -> None:
         (58.0, True),
         (0.9, True),
     ]
+
+
+def test_the_report_says_what_to_look_for_merges_costs(whole: Results) -> None:
+    """The median; and nothing for a run from before it was measured."""
+    line = "To look for what can be merged where nothing can: 18 ns of processor time a request"
+    assert line in report.text(whole).splitlines()
+    old = whole.to_json()
+    del old["costs"]["merge_ns"]
+    assert "where nothing can" not in report.text(Results.from_json(old))
 
 
 def test_results_survive_the_json_file(whole: Results) -> None:

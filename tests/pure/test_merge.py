@@ -113,3 +113,11 @@ def test_requests_that_do_not_touch_keep_their_order(order: list[int]) -> None:
     """What is not merged goes out exactly as it came."""
     batch = [Span(1, i * 2 * UNIT, UNIT) for i in order]
     assert plan(batch) == [[i] for i in range(64)]
+
+
+def test_the_cost_of_planning_grows_with_the_batches() -> None:
+    """It is processor time of the work itself: none for no batch, more for a hundred times as many."""
+    spans = ffi.new("aiofs_span[]", [Span(0, 2 * i * UNIT, UNIT)._asdict() | {"next": 0} for i in range(32)])
+    few, many = (lib.aiofs_merge_cost_ns(spans, 32, batches) for batches in (100, 10_000))
+    assert 0 < few < many
+    assert spans[0].next == 0, "the caller's spans are not written"
