@@ -181,7 +181,11 @@ def _faults(plan: Plan, counts: FaultCounts) -> dict[str, Any]:
 
 
 class Unreadable(AiofsError):
-    """A mount that does not give its info."""
+    """A mount that does not give its info: `why`, and what helps, where the mount is to stay."""
+
+    def __init__(self, why: str, way_out: str = "") -> None:
+        super().__init__(f"{why}; {way_out}" if way_out else why)
+        self.why = why
 
 
 def read(mountpoint: Path, timeout_s: float = 10.0) -> dict[str, Any]:
@@ -201,18 +205,21 @@ def read(mountpoint: Path, timeout_s: float = 10.0) -> dict[str, Any]:
     if not result:
         raise Unreadable(f"the server of {mountpoint} does not answer (waited {timeout_s:g} s)")
     if isinstance(result[0], Exception):
-        raise Unreadable(_why_unreadable(mountpoint, result[0])) from result[0]
+        raise _unreadable(mountpoint, result[0]) from result[0]
     return result[0]
 
 
-def _why_unreadable(mountpoint: Path, error: Exception) -> str:
+def _unreadable(mountpoint: Path, error: Exception) -> Unreadable:
     if not isinstance(error, OSError):
-        return f"{mountpoint / INFO_FILE} is not JSON: {error}"
+        return Unreadable(f"{mountpoint / INFO_FILE} is not JSON: {error}")
     if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
-        return f"the server of {mountpoint} has died; clear it: {fusermount.clear_hint(mountpoint)}"
+        clear = f"clear it: {fusermount.clear_hint(mountpoint)}"
+        return Unreadable(f"the server of {mountpoint} has died", clear)
     if error.errno in (errno.EACCES, errno.EPERM):
-        return f"{mountpoint} was mounted by another user without --allow-other; ask as that user"
-    return f"cannot read {mountpoint / INFO_FILE}: {reason(error)}"
+        return Unreadable(
+            f"{mountpoint} was mounted by another user without --allow-other", "ask as that user"
+        )
+    return Unreadable(f"cannot read {mountpoint / INFO_FILE}: {reason(error)}")
 
 
 def describe(info: Mapping[str, Any], now: float | None = None) -> str:

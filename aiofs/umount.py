@@ -41,7 +41,7 @@ def umount(mountpoint: Path, *, lazy: bool = False, detach: bool = False) -> int
     try:
         server = _server_of(mount)
     except info.Unreadable as error:
-        unknown = str(error)
+        unknown = error.why
     if detach:
         _detach_devices(mount, answers=server is not None)
     match fusermount.unmount(mount.mountpoint, lazy=lazy):

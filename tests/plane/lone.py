@@ -31,12 +31,18 @@ IO_URING_ENTER, EPOLL_WAIT, PWRITEV = (
 )
 
 
-def system_call(thread: str) -> str:
-    """The number of the call that a thread of this process sleeps in; "running" when it does not sleep."""
+def system_calls(thread: str) -> list[str]:
+    """The calls (numbers) that this process's threads of a name sleep in; "running": it does not sleep."""
+    calls = []
     for task in tasks_named(thread):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            return (task / "syscall").read_text().split()[0]
-    return "none"
+            calls.append((task / "syscall").read_text().split()[0])
+    return calls
+
+
+def system_call(thread: str) -> str:
+    """That of the only thread of a name; "none" when there is none."""
+    return (system_calls(thread) or ["none"])[0]
 
 
 class Lone:
@@ -153,10 +159,11 @@ class StandIn(Lone):
     def is_as_meant(self) -> bool:
         deadline = time.monotonic() + PATIENCE_S
         while True:
+            calls = {name: system_calls(name) for name in ("aiofs-stand-in", "aiofs-io", "aiofs-loop")}
             for thread in ("aiofs-stand-in", "aiofs-io"):
-                if system_call(thread) == PWRITEV:
+                if PWRITEV in calls[thread]:
                     return thread == "aiofs-stand-in"
-            assert time.monotonic() < deadline, "nobody writes"
+            assert time.monotonic() < deadline, f"nobody writes: {calls}, {self.kernel.plane.counters()}"
 
     def release(self) -> None:
         self._memory.release(self._page)
