@@ -167,7 +167,9 @@ def test_a_dead_mount_is_cleared_of_devices(disk: Path, mountpoint: Path, attach
     done = run_aiofs("umount", "--detach", mountpoint)
     assert done.returncode == 1
     assert "whether everything is on disk is not known" in done.stderr
-    assert done.stderr.endswith(f"the server of {mountpoint} has died\n"), "there is nothing left to be cleared"
+    assert done.stderr.endswith(f"the server of {mountpoint} has died\n"), (
+        "there is nothing left to be cleared"
+    )
     assert devices(mountpoint) == []
     assert not is_mounted(mountpoint)
 
