@@ -117,5 +117,5 @@ def test_a_read_that_comes_alone_is_one_call_of_the_driver(
     finally:
         os.close(fd)
     together = calls.matching(r"io_uring_enter\(\d+(<[^>]*>)?, [1-9]\d*, 1, IORING_ENTER_GETEVENTS")
-    # Not while the loop looks for work, which it does or not by how long the requests take; traced, they take longer.
+    # Not while the loop looks for work, which goes by how long requests take; traced, they take longer.
     assert len(together) > count / 10, f"{len(together)} of {len(calls.matching('io_uring_enter'))}"
