@@ -272,7 +272,7 @@ typedef struct {
     int32_t next;
 } aiofs_span;
 int32_t aiofs_merge(aiofs_span *spans, uint32_t n, int32_t *heads);
-/* Processor time, ns, of planning so many batches of these spans anew; -ENOMEM. */
+/* For scripts/bench: processor time, ns, of planning so many batches of these spans anew; -ENOMEM. */
 int64_t aiofs_merge_cost_ns(const aiofs_span *spans, uint32_t n, uint32_t batches);
 
 typedef struct {

@@ -1,4 +1,5 @@
-/* testing.c -- the pure rooms (merge, protocol, histogram, waiting, lumps) made callable for the tests. No state of a plane. */
+/* testing.c -- the pure rooms (merge, protocol, histogram, waiting, lumps) made callable for the tests,
+ * and what merging costs, for scripts/bench. No state of a plane. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>

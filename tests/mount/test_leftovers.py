@@ -10,21 +10,17 @@ from pathlib import Path
 
 import leftovers
 import pytest
-from loops import Loops, run
+from loops import run
 from mounting import is_mounted, kill_all, run_aiofs
 
 from aiofs.loopdevices import attached
 
 # mkfs.btrfs asks about every loop device, and fails when one is on a dead mount.
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.alone, pytest.mark.usefixtures("fuse", "loops")]
 
 
 @pytest.fixture
-def killed(
-    tmp_path: Path,
-    fuse: None,  # noqa: ARG001 -- there can be mounts
-    loops: Loops,  # noqa: ARG001 -- there can be loop devices
-) -> Iterator[Path]:
+def killed(tmp_path: Path) -> Iterator[Path]:
     """The directory of a run: a mount whose server was killed, and a loop device on it."""
     directory = tmp_path / "pytest-7"
     (directory / "images").mkdir(parents=True)

@@ -118,6 +118,7 @@ def test_requests_that_do_not_touch_keep_their_order(order: list[int]) -> None:
 def test_the_cost_of_planning_grows_with_the_batches() -> None:
     """It is processor time of the work itself: none for no batch, more for a hundred times as many."""
     spans = ffi.new("aiofs_span[]", [Span(0, 2 * i * UNIT, UNIT)._asdict() | {"next": 0} for i in range(32)])
-    few, many = (lib.aiofs_merge_cost_ns(spans, 32, batches) for batches in (100, 10_000))
+    few = min(lib.aiofs_merge_cost_ns(spans, 32, 100) for _ in range(5))  # a hypervisor may take some as well
+    many = lib.aiofs_merge_cost_ns(spans, 32, 10_000)
     assert 0 < few < many
     assert spans[0].next == 0, "the caller's spans are not written"
