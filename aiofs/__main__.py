@@ -2,6 +2,6 @@
 
 import sys
 
-from .cli import main
+from .headstart import main
 
 sys.exit(main())

@@ -31,6 +31,7 @@ from .config import (
 from .errors import AiofsError, BadInput
 
 if TYPE_CHECKING:
+    from .headstart import HeadStart
     from .mounttable import Mount
 
 _EPILOG = """\
@@ -108,10 +109,10 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status."""
+def main(argv: Sequence[str] | None = None, begun: HeadStart | None = None) -> int:
+    """Run one command; the exit status. `begun`: it is a mount, and this has been done for it."""
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = _parser().parse_args(argv, argparse.Namespace(begun=begun))
         command: Callable[[argparse.Namespace], int] = arguments.command
         return command(arguments)
     except AiofsError as error:
@@ -146,7 +147,7 @@ def _mount(arguments: argparse.Namespace) -> int:
     )
     from . import mount
 
-    return mount.run(config)
+    return mount.run(config, arguments.begun)
 
 
 def _umount(arguments: argparse.Namespace) -> int:

@@ -22,7 +22,6 @@ import select
 import selectors
 import signal
 import socket
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from .background import Report
 from .channel import Channel, Message
 from .config import MountConfig
 from .errors import AiofsError, BadInput, reason
+from .program import Process, Program
 from .service import Manager
 
 log = logging.getLogger(__name__)
@@ -49,35 +49,14 @@ CLIENTS = 8
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-@dataclass(frozen=True)
-class Program:
-    """What is run as a server."""
-
-    python: str = sys.executable
-    path: str = str(Path(__file__).parent.parent)
-    """Where its aiofs is imported from."""
-
-    def start(self, channel_fd: int) -> subprocess.Popen[bytes]:
-        """Start a server with its end of the channel, in its own process group: Ctrl-C is the keeper's."""
-        paths = [self.path, *filter(None, [os.environ.get("PYTHONPATH")])]
-        return subprocess.Popen(
-            [self.python, "-P", "-m", "aiofs.serve", str(channel_fd)],
-            stdin=subprocess.DEVNULL,
-            pass_fds=[channel_fd],
-            process_group=0,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-        )
-
-
 @dataclass
 class _Server:
     """A server process, as its keeper knows it."""
 
     program: Program
     config: MountConfig
-    process: subprocess.Popen[bytes]
+    process: Process
     channel: Channel
-    pidfd: int
     prepared: bool = False
     serving: bool = False
     before: tuple[int, int] = (0, 0)
@@ -88,7 +67,7 @@ class _Server:
 
     def close(self) -> None:
         self.channel.close()
-        os.close(self.pidfd)
+        self.process.close()
 
 
 @dataclass
@@ -106,6 +85,8 @@ class Keeper:
     config: MountConfig
     report: Report | None
     """Where a command waits in the foreground for the mount to be ready; None: the keeper is that command."""
+    begun: Process | None = None
+    """The first server, if it has been started already."""
     program: Program = field(default_factory=Program)
 
     def __post_init__(self) -> None:
@@ -146,7 +127,7 @@ class Keeper:
         signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
         try:
-            self._server = self._start(self.program, self.config, "first")
+            self._server = self._start(self.program, self.config, "first", self.begun)
             while self._status is None:
                 for key, _ in self._selector.select(self._timeout()):
                     if key.fd in self._selector.get_map():
@@ -168,12 +149,11 @@ class Keeper:
 
     # -- servers --
 
-    def _start(self, program: Program, config: MountConfig, role: str) -> _Server:
-        ours, theirs = Channel.pair()
-        os.set_inheritable(theirs.fileno(), True)
-        process = program.start(theirs.fileno())
-        theirs.close()
-        server = _Server(program, config, process, ours, os.pidfd_open(process.pid))
+    def _start(
+        self, program: Program, config: MountConfig, role: str, begun: Process | None = None
+    ) -> _Server:
+        process = begun or program.start()
+        server = _Server(program, config, process, Channel(process.channel))
         order = {
             "role": role,
             "config": config.to_words(),
@@ -188,7 +168,7 @@ class Keeper:
         with contextlib.suppress(OSError):  # it died at once: its end is seen
             server.channel.send(order, [self._outcome.fd, *self._held, *self._orphans.values()])
         self._selector.register(server.channel, selectors.EVENT_READ, lambda: self._hear(server))
-        self._selector.register(server.pidfd, selectors.EVENT_READ, lambda: self._bury(server))
+        self._selector.register(process.pidfd, selectors.EVENT_READ, lambda: self._bury(server))
         return server
 
     def _start_successor(self) -> None:
@@ -243,7 +223,7 @@ class Keeper:
         if self._restart is not None and self._restart.standby is server:
             self._tell_client({"is": "done", "restarts": self._restarts})
         if self._stopping:
-            server.process.send_signal(signal.SIGTERM)
+            server.process.signal(signal.SIGTERM)
 
     def _got_anywhere(self, server: _Server) -> bool:
         """It served, and answered something; or nothing was asked of it."""
@@ -254,7 +234,7 @@ class Keeper:
         """A server has ended: is that the end of the mount, or is there to be another one?"""
         while select.select([server.channel], [], [], 0)[0] and self._hear(server):
             pass
-        self._selector.unregister(server.pidfd)
+        self._selector.unregister(server.process.pidfd)
         with contextlib.suppress(KeyError):
             self._selector.unregister(server.channel)
         status = server.process.wait()
@@ -290,7 +270,7 @@ class Keeper:
     def _replace(self, server: _Server, status: int) -> None:
         """A server died. Another one is started; not when several did, and answered nothing."""
         if self._restart is not None and self._restart.standby is not server:
-            self._restart.standby.process.terminate()
+            self._restart.standby.process.signal(signal.SIGTERM)
         how = server.failed["text"] if server.failed else _death(status)["text"]
         log.error("the server of %s died (%s); starting another one", self.config.mountpoint, how)
         if self._restart is not None and self._restart.standby is server:
@@ -378,7 +358,7 @@ class Keeper:
                 pass
         self._stopping = True
         if self._server is not None:
-            self._server.process.send_signal(signal.SIGTERM)
+            self._server.process.signal(signal.SIGTERM)
 
     def _accept(self) -> None:
         """Somebody wants a restart."""
@@ -432,12 +412,12 @@ class Keeper:
         self._restart = None
 
 
-def keep(config: MountConfig, report: Report | None) -> int:
-    """Mount as asked, and keep the mount; the exit status. AiofsError."""
+def keep(config: MountConfig, report: Report | None, begun: Process | None) -> int:
+    """Mount as asked, and keep the mount; the exit status. AiofsError. `begun`: its first server."""
     logs.start(config.log_level, config.log_file, foreground=config.foreground)
     with contextlib.suppress(OSError):  # its servers inherit it, and say when they could not have it
         Path("/proc/self/oom_score_adj").write_text("-1000")
-    return Keeper(config, report).run()
+    return Keeper(config, report, begun).run()
 
 
 def _death(status: int) -> Message:

@@ -1,7 +1,7 @@
 """`aiofs mount`, in order: check, choose the driver, open the source, mount, serve, close.
 
 Where the kernel lets a mount outlive its server, a keeper is started, and this is done by the server that it
-starts (serve.py); otherwise here. Every step that fails undoes the ones before it and raises AiofsError; a
+starts (orders.py); otherwise here. Every step that fails undoes the ones before it and raises AiofsError; a
 mount exists either with a server behind it or not at all.
 """
 
@@ -21,6 +21,7 @@ from .errors import AiofsError, BadInput, reason
 
 if TYPE_CHECKING:
     from .choice import Drivers
+    from .headstart import HeadStart
     from .keeperlink import KeeperLink
     from .ledger import Ledger
     from .mounttable import Mount
@@ -30,24 +31,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def run(config: MountConfig) -> int:
-    """Mount as asked, here or in the background; the exit status."""
-    serve_or_keep = _serve_alone
-    if config.survive and not survival.why_not(os.uname().release):
-        serve_or_keep = keeper.keep
+def run(config: MountConfig, begun: HeadStart | None = None) -> int:
+    """Mount as asked, here or in the background; the exit status. `begun`: this is the background already."""
     if config.foreground:
-        return serve_or_keep(config, None)
-    return background.launch(lambda report: _reporting(serve_or_keep, config, report), config.log_file)
+        return _serve_or_keep(config, None, begun)
+    if begun is not None:
+        return _in_background(config, begun.report_fd, begun)
+    return background.launch(lambda report_fd: _in_background(config, report_fd, None))
 
 
-def _reporting(
-    serve_or_keep: Callable[[MountConfig, background.Report | None], int],
-    config: MountConfig,
-    report: background.Report,
-) -> int:
-    """In the background child, whose stderr nobody sees: what goes wrong is told to the parent and logged."""
+def _in_background(config: MountConfig, report_fd: int, begun: HeadStart | None) -> int:
+    """In a child, whose stderr nobody will see: what goes wrong is told to the parent and logged."""
+    os.setsid()
+    background.leave_terminal(config.log_file)
+    report = background.Report(report_fd)
     try:
-        return serve_or_keep(config, report)
+        return _serve_or_keep(config, report, begun)
     except AiofsError as error:
         report.failed(error)
         log.error("%s", error)
@@ -56,6 +55,14 @@ def _reporting(
         report.failed(AiofsError(f"internal error: {error!r}; please report it, with what --foreground says"))
         log.exception("internal error; please report this")
         raise
+
+
+def _serve_or_keep(config: MountConfig, report: background.Report | None, begun: HeadStart | None) -> int:
+    if config.survive and not survival.why_not(os.uname().release):
+        return keeper.keep(config, report, begun.take() if begun is not None else None)
+    if begun is not None:
+        begun.drop()
+    return _serve_alone(config, report)
 
 
 def _serve_alone(config: MountConfig, report: background.Report | None) -> int:

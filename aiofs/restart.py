@@ -15,8 +15,8 @@ from . import info
 from .channel import Channel
 from .config import Settings
 from .errors import AiofsError, BadInput, reason
-from .keeper import Program
 from .mounttable import Mount
+from .program import Program
 
 PATIENCE_S = 5.0
 """After so long, a word about what is being waited for."""

@@ -1,68 +1,26 @@
 """The program of a server that a keeper has started: `python -m aiofs.serve FD`, not for people.
 
-Its orders come over the channel FD: to mount, or to take over a mount from a server that has died or will
-be replaced.
+Its orders come over the channel FD.
 """
 
-from __future__ import annotations
-
 import gc
-import logging
-import os
-import signal
 import sys
-from pathlib import Path
-
-from . import logs, mount, mounttable
-from .channel import Channel
-from .config import MountConfig
-from .errors import AiofsError
-from .keeperlink import KeeperLink
-from .outcome import Outcome
-from .service import Service
-
-log = logging.getLogger(__name__)
 
 
 def main(channel_fd: int) -> int:
-    """Serve as ordered; the exit status of this process."""
-    Path("/proc/self/comm").write_text("aiofs")  # not `python`, for ps(1) and for who names a lock's holder
-    link = KeeperLink(Channel.of(channel_fd))
-    os.set_inheritable(channel_fd, False)
+    """Import what serving takes, all of it and at once, and serve as ordered; the exit status."""
+    gc.disable()  # nothing of it is garbage now...
     try:
-        return _obey(link)
-    except AiofsError as error:
-        link.failed(error)
-        if link.order.role != "first":  # the keeper says it for the first one
-            log.error("%s", error)
-        return error.exit_status
-    except BaseException as error:
-        link.failed(AiofsError(f"internal error: {error!r}; please report it, with what --foreground says"))
-        log.exception("internal error; please report this")
+        from . import choice, directio, evidence, memory, orders, source  # noqa: F401 -- mount.py's, later
+    except Exception as error:
+        from .channel import Channel
+
+        failed = {"is": "failed", "text": f"cannot import what serves: {error!r}", "status": 1}
+        Channel.of(channel_fd).send(failed)
         return 1
-
-
-def _obey(link: KeeperLink) -> int:
-    gc.disable()  # what is imported is no garbage, and the search for some takes a tenth of the start
-    from .dataplane import COUNTERS_SIZE
-    from .ledger import Ledger
-    from .server import Assignment
-
+    gc.freeze()  # ...nor later: the search for some takes a tenth of the start
     gc.enable()
-    order = link.order
-    config = MountConfig.from_words(order.config)
-    logs.start(config.log_level, config.log_file, foreground=config.foreground)
-    if order.report and order.role == "first":
-        logs.collect(link.say)
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
-    service = Service(link.notify if order.service else None)
-    assignment = Assignment(config, Outcome(link.fds[0]), service, link)
-    if order.role == "first":
-        return mount.serve(assignment, link.serving)
-    fuse_fd, ledger_fd = link.fds[1:]
-    return mount.take_over(
-        assignment, link, mounttable.kept(order.mount), fuse_fd, Ledger(ledger_fd, COUNTERS_SIZE)
-    )
+    return orders.obey(channel_fd)
 
 
 if __name__ == "__main__":

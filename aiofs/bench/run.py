@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..dataplane import Load, Measurement, Op, Stop, measure
+from ..dataplane import Op
+from ..dataplane.measure import Load, Measurement, Stop, measure
 from ..errors import AiofsError
 from .order import disorder, numbers_in
 from .plan import Cell, Plan

@@ -1,11 +1,10 @@
 """The data plane: C, one thread, no GIL. README.md in this folder is its architecture.
 
-Everything the rest of aiofs may use is here; nothing else imports the extension.
+Everything that serves may use is here; nothing else imports the extension. What measures is in measure.py.
 """
 
 from .counters import COUNTERS_SIZE, LATENCY_LIMITS_NS, OPERATIONS, ImageCounters
 from .faults import FaultCounts, add_fault, fault_counts, set_faults
-from .measure import Load, Measurement, Stop, measure
 from .plane import (
     MAX_QUEUE_DEPTH,
     MAX_REQUEST_BYTES,
@@ -30,15 +29,11 @@ __all__ = [
     "ImageCounters",
     "ImageSpec",
     "Io",
-    "Load",
-    "Measurement",
     "Op",
     "Queue",
-    "Stop",
     "add_fault",
     "driver_names",
     "drivers",
     "fault_counts",
-    "measure",
     "set_faults",
 ]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from aiofs.bench.plan import Workload
 from aiofs.bench.results import Results
-from aiofs.dataplane import Measurement, Op
+from aiofs.dataplane import Op
+from aiofs.dataplane.measure import Measurement
 
 from .cells import DEPTH, File, cells
 from .lab import Taken

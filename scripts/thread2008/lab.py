@@ -16,7 +16,7 @@ from aiofs.bench import machine, scratch
 from aiofs.bench.plan import WORKLOADS, Plan
 from aiofs.bench.results import Results
 from aiofs.bench.run import Target, Targets, measured, run
-from aiofs.dataplane import Load, Measurement
+from aiofs.dataplane.measure import Load, Measurement
 from aiofs.source import Source
 
 from .cells import BLOCK, Cell, File, cells

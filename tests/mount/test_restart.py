@@ -140,6 +140,16 @@ def test_a_newer_version_takes_over(mounted: Mounting, image: Path, tmp_path: Pa
         assert held.read() == image.read_bytes()
 
 
+def test_a_version_that_cannot_be_imported_is_refused(mounted: Mounting, image: Path, tmp_path: Path) -> None:
+    """It says why, and the old server goes on."""
+    there = other_version(tmp_path, "orders.py", "\nfrom .outcome import Outcome\n", "\nimport missing\n")
+    fs = mounted(image.parent)
+    done = restart_as(there, fs.path)
+    assert done.returncode == 1
+    assert "cannot import what serves: ModuleNotFoundError" in done.stderr
+    assert (fs.path / "a.img").read_bytes() == image.read_bytes()
+
+
 def test_a_version_with_another_ledger_is_refused(mounted: Mounting, image: Path, tmp_path: Path) -> None:
     """Before the old server stops."""
     there = other_version(tmp_path, "ledger.py", f"\nFORMAT = {FORMAT}\n", "\nFORMAT = 99\n")

@@ -311,16 +311,16 @@ def test_a_mount_killed_whole_can_be_made_again(image_dir: Path, mountpoint: Pat
 
 
 NO_SUCCESSOR = """
-import subprocess, sys
+import sys
 from aiofs import keeper
 from aiofs.cli import main
 start = keeper.Program.start
 servers = []
-def first_only(program, fd):
-    servers.append(fd)
-    if len(servers) == 1:
-        return start(program, fd)
-    return subprocess.Popen([sys.executable, "-c", "import sys; sys.exit('it cannot start')"])
+def first_only(program):
+    servers.append(program)
+    if len(servers) > 1:
+        program.python = "/bin/false"
+    return start(program)
 keeper.Program.start = first_only
 keeper._PAUSE_S = 0.01
 sys.exit(main(sys.argv[1:]))

@@ -24,7 +24,8 @@ from mounting import AIOFS, TIMEOUT_S, run_aiofs
 from aiofs.bench import command, scratch
 from aiofs.bench.arguments import Request
 from aiofs.bench.run import Failed, measured
-from aiofs.dataplane import Load, Op, set_faults
+from aiofs.dataplane import Op, set_faults
+from aiofs.dataplane.measure import Load
 from aiofs.errors import AiofsError
 from aiofs.faults import Fault, Kind, Plan
 from aiofs.locks import lock_for_reading, lock_for_writing

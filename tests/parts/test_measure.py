@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from aiofs.bench.order import disorder, numbers_in
-from aiofs.dataplane import Io, Load, Op, Queue, Stop, add_fault, driver_names, measure, set_faults
+from aiofs.dataplane import Io, Op, Queue, add_fault, driver_names, set_faults
 from aiofs.dataplane.binding import ffi, lib
+from aiofs.dataplane.measure import Load, Stop, measure
 from aiofs.faults import Fault, Kind, Plan
 
 BLOCK = 4096

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from aiofs.bench.plan import WORKLOADS
 from aiofs.bench.results import OrderSample, Results, Sample
-from aiofs.dataplane import Measurement
+from aiofs.dataplane.measure import Measurement
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
