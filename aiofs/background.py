@@ -95,7 +95,7 @@ def _end_with(work: Callable[[], int]) -> None:
     except SystemExit as ended:  # argparse after --help
         status = ended.code or 0
     except BaseException:
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        sys.excepthook(*sys.exc_info())
     finally:
         import logging
 
