@@ -107,6 +107,15 @@ static void detach(struct image *image)
     queue_detach(image->queue, image->file);
 }
 
+void control_end(struct aiofs_plane *plane)
+{
+    struct image_table *table = &plane->images;
+
+    for (uint32_t slot = 0; slot < table->used; slot++)
+        if (table->images[slot].node)
+            detach(&table->images[slot]);
+}
+
 static int64_t do_register(struct aiofs_plane *plane, const aiofs_command *command)
 {
     struct queue *queue, *wide_queue;

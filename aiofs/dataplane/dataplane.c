@@ -304,6 +304,7 @@ int32_t aiofs_run(aiofs_plane *plane)
     vigil_stop(&plane->vigil);
     stand_in_stop(plane);
     outbox_flush(&plane->answers);
+    control_end(plane);
     if (plane->failed)
         return plane->failed;
     return plane->unmounted ? 0 : 1;

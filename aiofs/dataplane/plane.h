@@ -175,5 +175,8 @@ size_t control_outbox_size(const struct aiofs_plane *plane);
 void control_answer(struct aiofs_plane *plane, uint64_t id, int64_t result);
 /* The last request of an image that is being unregistered is done. */
 void control_unregistered(struct aiofs_plane *plane, struct image *image);
+/* The loop has ended: let go of images that are still registered. Only its thread can take a file out of an io_uring. One that
+ * is closed with files in it lets go of them some time later, and the file system that they are on is busy until then. */
+void control_end(struct aiofs_plane *plane);
 
 #endif

@@ -364,6 +364,15 @@ MUTANTS = (
         "",
         "tests/plane/test_takeover.py::test_a_release_of_an_earlier_registration_is_not_counted",
     ),
+    # -- the end --
+    Mutant(
+        "images-left-in-a-ring",
+        "when a server has closed an image, its file system can be unmounted at once",
+        f"{PLANE}/dataplane.c",
+        "    control_end(plane);\n",
+        "",
+        "tests/plane/test_end.py::test_nothing_holds_an_image_that_has_been_closed[-io_uring]",
+    ),
     # -- answers --
     Mutant(
         "answer-from-the-stack",

@@ -103,6 +103,15 @@ class FakeKernel:
             for fd in fds:
                 os.close(fd)
 
+    def end(self) -> None:
+        """End the loop with all images registered, and close them, as a server does whose mount is gone."""
+        self.plane.stop()
+        self.plane.join()
+        for fds in self._registered.values():
+            for fd in fds:
+                os.close(fd)
+        self._registered.clear()
+
     # -- commands, as the control plane gives them --
 
     def command(self, call: Callable[[], Awaitable[T]]) -> T:
