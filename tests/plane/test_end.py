@@ -28,7 +28,7 @@ def only_we_have_it_open(path: Path) -> bool:
 def test_nothing_holds_an_image_that_has_been_closed(
     kernel: FakeKernel, image: Path, driver: str, wide: str
 ) -> None:
-    """Not its driver either: the file system that it is on can be unmounted at once, before the plane is freed."""
+    """Not its driver either: the file system that it is on can be unmounted before the plane is freed."""
     for status in drivers():
         if status.name in (driver, wide) and not status.works:
             pytest.skip(status.reason)
