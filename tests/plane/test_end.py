@@ -1,4 +1,4 @@
-"""The end of the loop, with images that the kernel has not released: as when a mount is taken away from its users."""
+"""The end of the loop, with images that the kernel has not released, as when it is told to stop."""
 
 from __future__ import annotations
 
