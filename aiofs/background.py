@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from .errors import AiofsError
 
 
+INTERRUPTED = 130
+"""The exit status after Ctrl-C: 128 + SIGINT, as shells have it."""
+
+
 class Report:
     """The child's end of the pipe, from when it has left the terminal."""
 
@@ -94,6 +98,8 @@ def _end_with(work: Callable[[], int]) -> None:
         status = work()
     except SystemExit as ended:  # argparse after --help
         status = ended.code or 0
+    except KeyboardInterrupt:
+        status = INTERRUPTED
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:

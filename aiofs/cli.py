@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from .background import INTERRUPTED
 from .bench import arguments as bench_words
 from .config import (
     AUTO,
@@ -119,7 +120,7 @@ def main(argv: Sequence[str] | None = None, begun: HeadStart | None = None) -> i
         print(f"aiofs: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
-        return 130  # 128 + SIGINT, as shells have it
+        return INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe has enough: `aiofs info | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -52,7 +52,10 @@ def main() -> int:
     """The command `aiofs`; its exit status."""
     words = sys.argv[1:]
     if in_background(words) and not survival.why_not(os.uname().release):
-        return background.launch(lambda report_fd: _ahead(words, report_fd))
+        try:
+            return background.launch(lambda report_fd: _ahead(words, report_fd))
+        except KeyboardInterrupt:
+            return background.INTERRUPTED
     from . import cli
 
     return cli.main(words)

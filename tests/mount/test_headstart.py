@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -105,6 +105,21 @@ def test_the_server_keeps_nothing_of_the_terminal(
         assert os.getsid(pid) == pid
     assert run_aiofs("umount", mountpoint).returncode == 0
     assert list(started_with(mark)) == []
+
+
+@pytest.mark.parametrize("whom", [os.kill, os.killpg])
+def test_ctrl_c_ends_it_quietly(
+    image_dir: Path, mountpoint: Path, mark: dict[str, str], whom: Callable[[int, int], None]
+) -> None:
+    """130, as shells have it, and no traceback; sent when the server has just been started."""
+    command = [*AIOFS, "mount", str(image_dir), str(mountpoint)]
+    with subprocess.Popen(command, env=mark, stderr=subprocess.PIPE, text=True, process_group=0) as started:
+        wait_until(lambda: len(list(started_with(mark))) == 3)
+        whom(started.pid, signal.SIGINT)
+        _, said = started.communicate(timeout=TIMEOUT_S)
+    assert (started.returncode, said) == (130, "")
+    wait_until(lambda: not list(started_with(mark)))
+    assert not is_mounted(mountpoint)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
