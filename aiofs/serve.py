@@ -3,23 +3,21 @@
 Its orders come over the channel FD.
 """
 
-import gc
+from __future__ import annotations
+
 import sys
+
+from .channel import Channel
 
 
 def main(channel_fd: int) -> int:
-    """Import what serving takes, all of it and at once, and serve as ordered; the exit status."""
-    gc.disable()  # nothing of it is garbage now...
+    """Serve as ordered; the exit status. The keeper is told when there is nothing to serve with."""
     try:
-        from . import choice, directio, evidence, memory, orders, source  # noqa: F401 -- mount.py's, later
+        from . import orders
     except Exception as error:
-        from .channel import Channel
-
         failed = {"is": "failed", "text": f"cannot import what serves: {error!r}", "status": 1}
         Channel.of(channel_fd).send(failed)
         return 1
-    gc.freeze()  # ...nor later: the search for some takes a tenth of the start
-    gc.enable()
     return orders.obey(channel_fd)
 
 
