@@ -86,7 +86,9 @@ def launch(work: Callable[[int], int]) -> int:
         with os.fdopen(read_end, "rb") as pipe:
             return _relay(pipe, child)
     except KeyboardInterrupt:
-        os.kill(child, 15)  # SIGTERM
+        import signal
+
+        os.kill(child, signal.SIGTERM)
         os.waitpid(child, 0)
         raise
 

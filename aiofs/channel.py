@@ -1,19 +1,24 @@
-"""Messages between a keeper and its servers: JSON objects with descriptors, over a SOCK_SEQPACKET pair."""
+"""Messages between a keeper and its servers: JSON objects with descriptors, over a SOCK_SEQPACKET pair.
+
+Imports next to nothing until there is a message (headstart.py).
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import socket
-from collections.abc import Sequence
-from typing import Any
+
+TYPE_CHECKING = False  # typing's own takes longer to import than all of this
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
 
 _MAX_BYTES = 64 << 10
 MAX_ORPHANS = 200
 """Open images without a name whose descriptors a keeper holds; the kernel passes 253 in one message."""
 _MAX_FDS = 253
 
-Message = dict[str, Any]
+Message = dict[str, "Any"]
 
 
 class Channel:
@@ -39,10 +44,14 @@ class Channel:
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
         """Send a message, and duplicates of descriptors. OSError when the other end has gone."""
+        import json
+
         socket.send_fds(self._end, [json.dumps(message).encode()], list(fds))
 
     def receive(self) -> tuple[Message, list[int]] | None:
         """The next message and its descriptors, the caller's to close; None when the other end has gone."""
+        import json
+
         try:
             data, fds, _, _ = socket.recv_fds(self._end, _MAX_BYTES, _MAX_FDS)
         except ConnectionError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 
 from . import background, survival
@@ -42,10 +43,9 @@ class HeadStart:
         """End the server, if nobody has taken it."""
         server = self.take()
         if server is not None:
-            server.signal(9)
+            server.signal(signal.SIGKILL)
             server.wait()
             server.close()
-            server.channel.close()
 
 
 def main() -> int:

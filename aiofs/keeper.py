@@ -26,7 +26,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import ledger, logs, outcome
 from .background import Report
@@ -35,6 +35,9 @@ from .config import MountConfig
 from .errors import AiofsError, BadInput, reason
 from .program import Process, Program
 from .service import Manager
+
+if TYPE_CHECKING:
+    from .headstart import HeadStart
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +59,6 @@ class _Server:
     program: Program
     config: MountConfig
     process: Process
-    channel: Channel
     prepared: bool = False
     serving: bool = False
     before: tuple[int, int] = (0, 0)
@@ -65,9 +67,9 @@ class _Server:
     """The exit status of the mount, said before the process ends for good."""
     failed: Message | None = None
 
-    def close(self) -> None:
-        self.channel.close()
-        self.process.close()
+    @property
+    def channel(self) -> Channel:
+        return self.process.channel
 
 
 @dataclass
@@ -85,7 +87,7 @@ class Keeper:
     config: MountConfig
     report: Report | None
     """Where a command waits in the foreground for the mount to be ready; None: the keeper is that command."""
-    begun: Process | None = None
+    begun: HeadStart | None = None
     """The first server, if it has been started already."""
     program: Program = field(default_factory=Program)
 
@@ -127,7 +129,8 @@ class Keeper:
         signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
         try:
-            self._server = self._start(self.program, self.config, "first", self.begun)
+            begun = self.begun.take() if self.begun is not None else None
+            self._server = self._start(self.program, self.config, "first", begun)
             while self._status is None:
                 for key, _ in self._selector.select(self._timeout()):
                     if key.fd in self._selector.get_map():
@@ -153,7 +156,7 @@ class Keeper:
         self, program: Program, config: MountConfig, role: str, begun: Process | None = None
     ) -> _Server:
         process = begun or program.start()
-        server = _Server(program, config, process, Channel(process.channel))
+        server = _Server(program, config, process)
         order = {
             "role": role,
             "config": config.to_words(),
@@ -238,7 +241,7 @@ class Keeper:
         with contextlib.suppress(KeyError):
             self._selector.unregister(server.channel)
         status = server.process.wait()
-        server.close()
+        server.process.close()
         standby = self._restart.standby if self._restart is not None else None
         if server is standby and server is not self._server:
             self._tell_client({"is": "failed", **(server.failed or _death(status))})
@@ -412,7 +415,7 @@ class Keeper:
         self._restart = None
 
 
-def keep(config: MountConfig, report: Report | None, begun: Process | None) -> int:
+def keep(config: MountConfig, report: Report | None, begun: HeadStart | None) -> int:
     """Mount as asked, and keep the mount; the exit status. AiofsError. `begun`: its first server."""
     logs.start(config.log_level, config.log_file, foreground=config.foreground)
     with contextlib.suppress(OSError):  # its servers inherit it, and say when they could not have it

@@ -59,7 +59,7 @@ def _in_background(config: MountConfig, report_fd: int, begun: HeadStart | None)
 
 def _serve_or_keep(config: MountConfig, report: background.Report | None, begun: HeadStart | None) -> int:
     if config.survive and not survival.why_not(os.uname().release):
-        return keeper.keep(config, report, begun.take() if begun is not None else None)
+        return keeper.keep(config, report, begun)
     if begun is not None:
         begun.drop()
     return _serve_alone(config, report)

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
+
+from .channel import Channel
 
 
 class Process:
     """A server that has been started. It ends when the other end of its channel is closed before an order."""
 
-    def __init__(self, pid: int, channel: socket.socket) -> None:
+    def __init__(self, pid: int, channel: Channel) -> None:
         self.pid = pid
         self.pidfd = os.pidfd_open(pid)
         """Readable when it has ended."""
         self.channel = channel
-        """Our end; the owner's to close."""
+        """Our end."""
 
     def signal(self, number: int) -> None:
         """Send a signal."""
@@ -31,7 +32,8 @@ class Process:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
     def close(self) -> None:
-        """Close the pidfd."""
+        """Close its descriptors; that does not end it when it has had an order."""
+        self.channel.close()
         os.close(self.pidfd)
 
 
@@ -41,11 +43,11 @@ class Program:
     def __init__(self, python: str = sys.executable, path: str = "") -> None:
         """`path`: where its aiofs is imported from; by default, ours."""
         self.python = python
-        self.path = path or os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
+        self.path = path or __file__.rsplit("/", 2)[0]  # without pathlib, which takes 5 ms
 
     def start(self) -> Process:
         """Start a server in a session of its own: Ctrl-C is the keeper's. OSError."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = Channel.pair()
         paths = [self.path, *filter(None, [os.environ.get("PYTHONPATH")])]
         os.set_inheritable(theirs.fileno(), True)
         try:

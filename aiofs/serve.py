@@ -14,7 +14,7 @@ def main(channel_fd: int) -> int:
     """Serve as ordered; the exit status. The keeper is told when there is nothing to serve with."""
     try:
         from . import orders
-    except Exception as error:
+    except Exception as error:  # whatever a version that is broken raises
         failed = {"is": "failed", "text": f"cannot import what serves: {error!r}", "status": 1}
         Channel.of(channel_fd).send(failed)
         return 1

@@ -95,13 +95,10 @@ class FakeKernel:
         """End the loop and free everything. Without faults, so that what is in work can finish."""
         set_faults(Plan())
         release()
-        self.plane.stop()
+        self.end()
         self.plane.close()
         for end in (self.fuse, self.control_plane, *self._ends):
             end.close()
-        for fds in self._registered.values():
-            for fd in fds:
-                os.close(fd)
 
     def end(self) -> None:
         """End the loop with all images registered, and close them, as a server does whose mount is gone."""
